@@ -1,0 +1,341 @@
+"""Argument checks: a bad value is answered where it enters, with the remedy.
+
+A hyperparameter may be a Python or NumPy number, a jax array, a tracer or a schedule.
+Numbers and concrete arrays are checked at construction; tracers and schedules have no
+value yet and pass, but for what their type shows (rank, a dtype that rounds them).
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx._types import at_least_single, scalar_dtype
+
+# ---------------------------------------------------------------- what a value is
+
+
+def is_schedule(value: Any) -> bool:
+    """Whether `value` is a function of the step count."""
+    return callable(value)
+
+
+def is_constant(value: Any) -> bool:
+    """Whether `value` is a host number, which can never change after construction.
+
+    A concrete `jax.Array` is not constant: `optax.inject_hyperparams` rebuilds the
+    transformation at every step with arrays whose values may change.
+    """
+    return isinstance(value, (numbers.Real, np.ndarray, np.generic))
+
+
+def describe_value(value: Any) -> str:
+    """A short, single-line text for error messages."""
+    if isinstance(value, (jax.Array, np.ndarray)) and np.ndim(value):
+        return f"an array of shape {tuple(value.shape)}"
+    text = f"{type(value).__name__} {value!r}".replace("\n", " ")
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _host_value(name: str, value: Any, expected: str) -> float | None:
+    """The number behind `value`, or None where it is not known on the host."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(
+            f"`{name}` must be {expected}, got {describe_value(value)}; "
+            "pass a number, not a flag."
+        )
+    if isinstance(value, numbers.Real) or (
+        isinstance(value, np.generic) and np.issubdtype(value.dtype, np.number)
+    ):
+        if isinstance(value, np.complexfloating):
+            raise TypeError(f"`{name}` must be {expected}, got {value!r}.")
+        return float(value)
+    if isinstance(value, (np.ndarray, jax.Array)):
+        if value.ndim:
+            raise ValueError(
+                f"`{name}` must be {expected}, got {describe_value(value)}; pass a "
+                "0-d value (one rate per leaf is the work of optax.partition)."
+            )
+        if not (
+            jnp.issubdtype(value.dtype, jnp.floating)
+            or jnp.issubdtype(value.dtype, jnp.integer)
+        ):
+            raise TypeError(
+                f"`{name}` must be {expected}, got an array of dtype {value.dtype}; "
+                "pass a real number."
+            )
+        if isinstance(value, jax.core.Tracer):
+            return None
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            return None
+        return float(value)
+    raise TypeError(
+        f"`{name}` must be {expected}, got {describe_value(value)}; pass a number, a "
+        "0-d array or, where that is accepted, a schedule (a function of the step)."
+    )
+
+
+# ------------------------------------------------------------- checks by meaning
+
+
+def _check_number(
+    name: str,
+    value: Any,
+    expected: str,
+    is_valid: Callable[[float], bool],
+    remedy: str,
+    *,
+    allow_schedule: bool,
+    allow_16_bit: bool = True,
+) -> None:
+    if callable(value):
+        if allow_schedule:
+            return
+        raise TypeError(
+            f"`{name}` must be {expected}, got the function {value!r}; "
+            "a schedule is not accepted here, pass a number."
+        )
+    if not allow_16_bit and isinstance(value, jax.Array):
+        _check_not_16_bit(name, value)
+    number = _host_value(name, value, expected)
+    if number is not None and not is_valid(number):
+        raise ValueError(f"`{name}` must be {expected}, got {number!r}. {remedy}")
+
+
+def _check_not_16_bit(name: str, value: Any) -> None:
+    if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4:
+        raise TypeError(
+            f"`{name}` must be at least float32, got {value.dtype}: rounded to 16 "
+            f"bits, 0.999 becomes 1.0 and 1e-8 may become 0. Pass it as float32; with "
+            "optax.inject_hyperparams, pass hyperparam_dtype=jnp.float32."
+        )
+
+
+def check_learning_rate(name: str, value: Any) -> None:
+    """A finite number >= 0, or a schedule."""
+    _check_number(
+        name,
+        value,
+        "a finite number >= 0 or a schedule",
+        lambda x: math.isfinite(x) and x >= 0,
+        "The sign of the descent is applied by the transformation: pass e.g. 1e-3.",
+        allow_schedule=True,
+    )
+
+
+def check_decay_rate(name: str, value: Any) -> None:
+    """The weight b of an exponential moving average: [0, 1), or a schedule."""
+    _check_number(
+        name,
+        value,
+        "in [0, 1)",
+        lambda x: 0 <= x < 1,
+        "It is the weight of the past in a moving average with a memory of about "
+        "1/(1 - b) steps; use e.g. 0.9 for mu, 0.999 for nu.",
+        allow_schedule=True,
+        allow_16_bit=False,
+    )
+
+
+def check_epsilon(name: str, value: Any) -> None:
+    """A finite number >= 0, or a schedule."""
+    _check_number(
+        name,
+        value,
+        "a finite number >= 0",
+        lambda x: math.isfinite(x) and x >= 0,
+        "It keeps the denominator away from zero; use e.g. 1e-8.",
+        allow_schedule=True,
+        allow_16_bit=False,
+    )
+
+
+def check_non_negative(
+    name: str, value: Any, remedy: str = "", *, allow_schedule: bool = True
+) -> None:
+    """A finite number >= 0, or a schedule."""
+    _check_number(
+        name,
+        value,
+        "a finite number >= 0",
+        lambda x: math.isfinite(x) and x >= 0,
+        remedy or "Use 0 to switch it off.",
+        allow_schedule=allow_schedule,
+    )
+
+
+def check_positive(
+    name: str,
+    value: Any,
+    remedy: str = "",
+    *,
+    allow_infinite: bool = False,
+    allow_schedule: bool = False,
+) -> None:
+    """A number > 0."""
+    expected = "a number > 0" if allow_infinite else "a finite number > 0"
+    _check_number(
+        name,
+        value,
+        expected,
+        lambda x: x > 0 and (allow_infinite or math.isfinite(x)),
+        remedy or "Use a positive value.",
+        allow_schedule=allow_schedule,
+    )
+
+
+def check_in_interval(
+    name: str, value: Any, low: float, high: float, remedy: str = ""
+) -> None:
+    """A number in [low, high]."""
+    _check_number(
+        name,
+        value,
+        f"in [{low:g}, {high:g}]",
+        lambda x: low <= x <= high,
+        remedy or "Use a value inside the interval.",
+        allow_schedule=False,
+    )
+
+
+def check_steps(
+    name: str, value: Any, *, minimum: int = 1, remedy: str = "", maximum: int = 2**31
+) -> int:
+    """A whole number of steps, known on the host; returned as an int.
+
+    Floats with an integral value (1e5) pass; tracers do not, since the number of steps
+    decides the form of a schedule.
+    """
+    expected = f"a whole number of steps >= {minimum}"
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"`{name}` must be {expected} known at construction, got a traced value; "
+            "build the schedule outside jit and close over it."
+        )
+    if callable(value):
+        raise TypeError(
+            f"`{name}` must be {expected}, got the function {value!r}; pass an int."
+        )
+    number = _host_value(name, value, expected)
+    assert number is not None
+    if not math.isfinite(number) or number != int(number):
+        raise ValueError(
+            f"`{name}` must be {expected}, got {number!r}. "
+            + (remedy or "Are two arguments swapped? Pass an int.")
+        )
+    if not minimum <= number <= maximum:
+        raise ValueError(
+            f"`{name}` must be {expected}"
+            + (f" and <= {maximum}" if number > maximum else "")
+            + f", got {int(number)}. "
+            + (remedy or "Count steps from the start of training.")
+        )
+    return int(number)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """True or False, known at construction."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(
+            f"`{name}` must be True or False, got {describe_value(value)}; "
+            "it decides the form of the computation and cannot be traced."
+        )
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """One of a few names."""
+    if not (isinstance(value, str) and value in choices):
+        known = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(
+            f"`{name}` must be one of {known}, got {describe_value(value)}; "
+            "pass one of these names as a string."
+        )
+
+
+def check_dtype(name: str, value: Any) -> Any:
+    """A floating or complex dtype, or None; returned canonical (x64 rules applied)."""
+    if value is None:
+        return None
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        raise TypeError(
+            f"`{name}` must be a floating dtype or None, got {describe_value(value)}; "
+            "pass e.g. jnp.float32 or 'bfloat16'."
+        ) from None
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(
+            f"`{name}` must be a floating dtype or None, got {dtype}; a moment needs "
+            "fractions: pass e.g. jnp.float32 or jnp.bfloat16."
+        )
+    return jax.dtypes.canonicalize_dtype(dtype)
+
+
+# -------------------------------------------------------------- traced arguments
+
+
+def resolve(name: str, value: Any, count: Any, *, allow_16_bit: bool = True) -> Any:
+    """The value of a hyperparameter at a step: a float where constant, else an array.
+
+    Args:
+      name: the argument's name, for errors.
+      value: number, array, tracer or schedule.
+      count: int32 scalar, steps taken before this one; what a schedule is asked.
+      allow_16_bit: whether a 16-bit array is widened (a learning rate) or refused (b1).
+
+    Returns:
+      A Python float (double precision, so that 1 - b is exact to the last bit of the
+      arithmetic's own precision), or a 0-d array of at least float32.
+    """
+    if is_schedule(value):
+        value = value(count)
+    if is_constant(value):
+        number = _host_value(name, value, "a number")
+        assert number is not None
+        return number
+    value = jnp.asarray(value)
+    if value.ndim:
+        raise ValueError(
+            f"`{name}` must be a scalar, got an array of shape {value.shape}; under "
+            "vmap pass one value per mapped instance, for rates by leaf use "
+            "optax.partition."
+        )
+    if not allow_16_bit:
+        _check_not_16_bit(name, value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return value.astype(scalar_dtype())
+    return value.astype(at_least_single(value.dtype))
+
+
+def check_state(state: Any, kind: type, name: str) -> None:
+    """Raises TypeError unless `state` is what this transformation's init returns."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"`state` must be the {kind.__name__} that init of {name} returns, got "
+            f"{describe_value(state)}. Is it the state of another optimizer, or are "
+            "arguments swapped? Call tx.update(gradients, state, params) with the "
+            "state of tx.init(params); a restored checkpoint must be put back into "
+            "that structure."
+        )
+
+
+def resolve_all(count: Any, **values: Any) -> dict[str, Any]:
+    """Epsilons and the like at a step: `resolve` by name, refusing 16-bit arrays."""
+    return {
+        name: resolve(name, value, count, allow_16_bit=False)
+        for name, value in values.items()
+    }
+
+
+def records(values: dict[str, Any], dtype: Any) -> dict[str, jax.Array]:
+    """Scalars as a State records them: 0-d arrays of one dtype, one buffer each."""
+    return {name: jnp.asarray(value, dtype) for name, value in values.items()}
+
+
+def initial_records(**values: Any) -> dict[str, jax.Array]:
+    """What a State records before its first step: the hyperparameters at count 0."""
+    return records(resolve_all(jnp.zeros((), jnp.int32), **values), scalar_dtype())

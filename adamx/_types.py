@@ -1,0 +1,55 @@
+"""The Optax protocol under the names that this library uses, and rules for dtypes.
+
+Every transformation here is an `optax.GradientTransformationExtraArgs`; nothing in
+this file adds to the protocol, it only gathers the types in one place.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+PyTree = Any
+
+# `ScalarOrSchedule` is Optax's own object, not an equal copy: tools that look at
+# signatures (Optax's tests among them) compare annotations by equality.
+ScalarOrSchedule = optax.ScalarOrSchedule
+Schedule = optax.Schedule
+Mask = PyTree | Callable[[PyTree], PyTree] | None
+
+GradientTransformation = optax.GradientTransformation
+GradientTransformationExtraArgs = optax.GradientTransformationExtraArgs
+EmptyState = optax.EmptyState
+MaskedNode = optax.MaskedNode
+
+# ------------------------------------------------------------------------ dtypes
+
+
+def dtype_of(x: Any) -> Any:
+    """The dtype of an array, of its shape-and-dtype stand-in, or of a Python number."""
+    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+
+
+def promote(*dtypes: Any) -> Any:
+    """The narrowest dtype that holds all of them, also where promotion is strict."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
+
+
+def at_least_single(dtype: Any) -> Any:
+    """The dtype of arithmetic on `dtype`: float32 for 16 bits, else unchanged."""
+    return promote(dtype, jnp.float32)
+
+
+def real_dtype(dtype: Any) -> Any:
+    """The dtype of |x|: complex64 -> float32, others unchanged."""
+    return jnp.finfo(dtype).dtype
+
+
+def scalar_dtype() -> Any:
+    """The dtype of recorded scalars: float64 where x64 is enabled, else float32."""
+    return jax.dtypes.canonicalize_dtype(np.float64)

@@ -1,0 +1,137 @@
+"""Storage of moments: which dtype holds them, and the way in and out of it.
+
+A leaf rule sees arrays in the dtype of its arithmetic only (float32, float64 or
+complex); what the state holds may be narrower. Both meet in `apply_rule`, the one
+place where a stored moment is read, handed to a leaf rule and written back.
+
+Defaults: a first moment has the parameter's dtype, as in Optax. A second moment is
+float32 where the parameter has 16 bits: at b2 = 0.999 a bfloat16 average stops moving
+once it is within a factor of two of its goal, since each step is below half an ulp.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from adamx import _checks, _tree
+from adamx._types import PyTree, at_least_single, dtype_of, promote, real_dtype
+
+Rule = Callable[..., tuple[jax.Array, ...]]
+
+
+def zeros(params: PyTree, dtype: Any = None) -> PyTree:
+    """A first moment: zeros like the parameters, in `dtype` or the parameter's own."""
+    _tree.check_inexact(params, "parameter")
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype or dtype_of(p)), params)
+
+
+def zeros_squared(params: PyTree, dtype: Any = None, fill: Any = 0.0) -> PyTree:
+    """A second moment: real, in `dtype` or at least float32, filled with `fill`."""
+    _tree.check_inexact(params, "parameter")
+
+    def full(p: Any) -> jax.Array:
+        own = real_dtype(at_least_single(dtype_of(p)))
+        return jnp.full_like(p, fill, dtype=dtype or own)
+
+    return jax.tree.map(full, params)
+
+
+def check_second_moment_dtype(name: str, dtype: Any, b2: Any) -> Any:
+    """A real dtype or None; warns where averages with weight 1 - b2 would stall."""
+    dtype = _checks.check_dtype(name, dtype)
+    if dtype is None:
+        return None
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(
+            f"`{name}` must be a real floating dtype or None, got {dtype}; a second "
+            "moment is an average of |g|^2, which is real: pass jnp.float32."
+        )
+    stalls = _checks.is_constant(b2) and 1 - float(b2) < 2 * float(jnp.finfo(dtype).eps)
+    if stalls:
+        warnings.warn(
+            f"`{name}`={dtype} cannot follow an average with b2={float(b2):g}: a step "
+            f"of {1 - float(b2):.1g} of the distance is lost in rounding, and the "
+            "second moment stops short of its goal. Use float32 (the default).",
+            UserWarning,
+            stacklevel=3,
+        )
+    return dtype
+
+
+def check_gradient(updates: PyTree, moment: PyTree) -> None:
+    """Raises unless the gradient has floats in the structure and shapes of a moment."""
+    _tree.check_inexact(updates, "gradient")
+    _tree.check_same_structure(updates, moment, "gradient", "the optimizer state")
+
+
+def check_holds_complex(updates: PyTree, moment: PyTree, name: str) -> None:
+    """Raises where a real `moment` would lose a complex gradient's imaginary part."""
+    stored = jax.tree.leaves(moment)
+    flat = jax.tree_util.tree_flatten_with_path(updates)[0]
+    for (path, g), m in zip(flat, stored, strict=True):
+        if jnp.iscomplexobj(g) and not jnp.iscomplexobj(m):
+            raise ValueError(
+                f"`{name}` must be complex for the complex gradient at "
+                f"'{_tree.path_name(path)}' ({dtype_of(g)}), got {m.dtype}; use None "
+                "(the parameter's dtype) or a complex dtype."
+            )
+
+
+def apply_rule(
+    rule: Rule,
+    updates: PyTree,
+    signed: Mapping[str, PyTree],
+    unsigned: Sequence[PyTree] = (),
+    **scalars: Any,
+) -> tuple[PyTree, ...]:
+    """Runs a leaf rule over the stored moments: read, compute wide, write back.
+
+    Args:
+      rule: `rule(g, *signed, *unsigned, **scalars) -> (update, *signed, *unsigned)`
+        on arrays of one dtype, at least float32 (`unsigned` ones real).
+      updates: the incoming gradient.
+      signed: moments that have the gradient's sign (mu, trace), by argument name.
+      unsigned: real moments that are never negative (nu, nu_max).
+      **scalars: floats or 0-d arrays, handed over in the leaf's real dtype, never in
+        16 bits; None stays None.
+
+    Returns:
+      The updates in the gradient's dtype, then the moments in their stored dtypes.
+    """
+    for name, moment in signed.items():
+        check_gradient(updates, moment)
+        check_holds_complex(updates, moment, name)
+    for moment in unsigned:
+        check_gradient(updates, moment)
+
+    def leaf(g: Any, *moments: jax.Array) -> tuple[jax.Array, ...]:
+        g = jnp.asarray(g)
+        dtype = at_least_single(g.dtype)
+        for moment in moments:
+            if real_dtype(moment.dtype) == jnp.float64:
+                dtype = promote(dtype, jnp.float64)
+        real = real_dtype(dtype)
+        inputs = [_load(m, dtype) for m in moments[: len(signed)]]
+        inputs += [_load(m, real) for m in moments[len(signed) :]]
+        values = {
+            k: v if v is None else jnp.asarray(v, real) for k, v in scalars.items()
+        }
+        update, *new = rule(g.astype(dtype), *inputs, **values)
+        chex.assert_equal_shape([update, *new, g])
+        return (
+            update.astype(g.dtype),
+            *(n.astype(m.dtype) for n, m in zip(new, moments, strict=True)),
+        )
+
+    moments = (*signed.values(), *unsigned)
+    return _tree.map_leaves(leaf, 1 + len(moments), updates, *moments)
+
+
+def _load(moment: jax.Array, dtype: Any) -> jax.Array:
+    if jnp.iscomplexobj(moment) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        moment = jnp.real(moment)
+    return moment.astype(dtype)

@@ -1,0 +1,230 @@
+"""Adam: the gradient's running mean over the root of its running mean square.
+
+    mu  <- b1 mu + (1 - b1) g                 mu_hat = mu / (1 - b1^t)
+    nu  <- b2 nu + (1 - b2) |g|^2             nu_hat = nu / (1 - b2^t)
+    update = mu_hat / (sqrt(nu_hat + eps_root) + eps)
+
+Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization" (2015), Algorithm 1.
+The Nesterov form: Dozat, "Incorporating Nesterov Momentum into Adam" (2016), without
+its further factor b2 on nu_hat and with a constant b1, as in Optax.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adamx import _checks, _tree, moments
+from adamx._types import (
+    GradientTransformationExtraArgs,
+    PyTree,
+    ScalarOrSchedule,
+)
+from adamx.transforms import scale_by_learning_rate, wide_chain
+
+
+class ScaleByAdamState(NamedTuple):
+    """State of `scale_by_adam`.
+
+    Per parameter 8 bytes for float32, 6 for 16-bit dtypes (mu 2, nu 4), 12 for
+    complex64 (nu is real); `mu_dtype` and `nu_dtype` change that.
+
+    Attributes:
+      count: int32 scalar, steps taken; stays at 2^31 - 1 once there.
+      mu: tree like the parameters, running mean of the gradient, not bias-corrected.
+      nu: tree like the parameters, real, running mean of |g|^2, not bias-corrected.
+      b1, b2, eps, eps_root: float32 scalars, as used in the last step.
+      bias_correction_mu, bias_correction_nu: float32 scalars, 1 - (product of the b's
+        of all steps so far); mu_hat = mu / bias_correction_mu. 0 before the first step.
+    """
+
+    count: Any
+    mu: PyTree
+    nu: PyTree
+    b1: Any
+    b2: Any
+    eps: Any
+    eps_root: Any
+    bias_correction_mu: Any
+    bias_correction_nu: Any
+
+    def readings(self) -> dict[str, Any]:
+        """The steps taken."""
+        return {"count": self.count}
+
+
+def adam_leaf(
+    g: jax.Array,
+    mu: jax.Array,
+    nu: jax.Array,
+    *,
+    weight1: jax.Array,
+    weight2: jax.Array,
+    mu_scale: jax.Array,
+    g_scale: jax.Array | None,
+    nu_scale: jax.Array,
+    eps: jax.Array,
+    eps_root: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One leaf of Adam.
+
+    Args:
+      g, mu, nu: gradient and moments, same shape; nu is real.
+      weight1, weight2: 1 - b1 and 1 - b2.
+      mu_scale, g_scale: the numerator is mu_scale mu + g_scale g; None drops g.
+      nu_scale: 1 / (bias correction of nu).
+      eps, eps_root: outside and inside the root.
+
+    Returns:
+      update, mu, nu.
+    """
+    mu = moments.update_average(mu, g, weight1)
+    nu = moments.update_average(nu, _tree.abs_squared(g), weight2)
+    numerator = moments.scale(mu, mu_scale)
+    if g_scale is not None:
+        numerator = numerator + moments.scale(g, g_scale)
+    denominator = jnp.sqrt(nu * nu_scale + eps_root) + eps
+    return moments.divide_or_zero(numerator, denominator), mu, nu
+
+
+def scale_by_adam(
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = False,
+    nu_dtype: Any = None,
+) -> GradientTransformationExtraArgs:
+    """Replaces the gradient by Adam's direction, of size about 1 per element.
+
+        update = mu_hat / (sqrt(nu_hat + eps_root) + eps)
+
+    With `nesterov`, mu_hat is b1 mu / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t).
+
+    The hyperparameters may be numbers, arrays, tracers or schedules of the step count.
+    Constant b1 and b2 use the closed form of the bias correction, changing ones the
+    product of what was applied; both are exact to float32.
+
+    Args:
+      b1: in [0, 1), memory of the mean: about 1/(1 - b1) steps.
+      b2: in [0, 1), memory of the mean square: about 1/(1 - b2) steps.
+      eps: >= 0, in units of the gradient: elements whose root mean square is far below
+        it move like eps-scaled SGD. With eps = 0 an element whose gradient was always
+        0 gets the update 0. A |g| below 1e-23 has a square below float32's range.
+      eps_root: >= 0, in units of the gradient squared; keeps the root differentiable.
+      mu_dtype: dtype of mu; None: the parameter's own.
+      nesterov: whether the mean looks one step ahead (NAdam).
+      nu_dtype: dtype of nu; None: float32, or float64 for float64 parameters. 16-bit
+        parameters have a float32 nu too: in bfloat16 it would stop moving.
+
+    Returns:
+      The transformation; updates have the gradient's dtype, arithmetic is in at least
+      float32. A |g| above 1.8e19 overflows nu (float32), whose element then stays at
+      inf with an update of 0: clip or guard first. NaN in, NaN out, in that element.
+
+    Raises:
+      ValueError: a hyperparameter out of range; a gradient of another structure or
+        shape than the parameters.
+      TypeError: not a number; a 16-bit array for b1, b2 or eps; another state;
+        parameters that are no floats.
+
+    >>> import jax.numpy as jnp
+    >>> tx = scale_by_adam()
+    >>> state = tx.init(jnp.zeros(2))
+    >>> updates, state = tx.update(jnp.array([1e-3, -50.0]), state)
+    >>> [round(float(u), 3) for u in updates]
+    [1.0, -1.0]
+    """
+    _checks.check_decay_rate("b1", b1)
+    _checks.check_decay_rate("b2", b2)
+    _checks.check_epsilon("eps", eps)
+    _checks.check_epsilon("eps_root", eps_root)
+    _checks.check_flag("nesterov", nesterov)
+    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
+
+    def init(params: PyTree) -> ScaleByAdamState:
+        return ScaleByAdamState(
+            count=jnp.zeros((), jnp.int32),
+            mu=moments.zeros(params, mu_dtype),
+            nu=moments.zeros_squared(params, nu_dtype),
+            **_checks.initial_records(b1=b1, b2=b2, eps=eps, eps_root=eps_root),
+            **_checks.initial_records(bias_correction_mu=0.0, bias_correction_nu=0.0),
+        )
+
+    def update(
+        updates: PyTree,
+        state: ScaleByAdamState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ScaleByAdamState]:
+        del params, extra_args
+        _checks.check_state(state, ScaleByAdamState, "scale_by_adam")
+        count = _tree.increment(state.count)
+        first = moments.average_at("b1", b1, count, state.bias_correction_mu)
+        second = moments.average_at("b2", b2, count, state.bias_correction_nu)
+        numerator = {"mu_scale": 1.0 / first.correction, "g_scale": None}
+        if nesterov:
+            numerator["mu_scale"] = first.b / first.next_correction(count)
+            numerator["g_scale"] = first.weight / first.correction
+        used = _checks.resolve_all(state.count, eps=eps, eps_root=eps_root)
+        updates, mu, nu = moments.apply_rule(
+            adam_leaf,
+            updates,
+            {"mu_dtype": state.mu},
+            [state.nu],
+            weight1=first.weight,
+            weight2=second.weight,
+            nu_scale=1.0 / second.correction,
+            **numerator,
+            **used,
+        )
+        used |= {"b1": first.b, "b2": second.b}
+        used |= {"bias_correction_mu": first.correction}
+        used |= {"bias_correction_nu": second.correction}
+        return updates, ScaleByAdamState(
+            count=count, mu=mu, nu=nu, **_checks.records(used, state.b1.dtype)
+        )
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def adam(
+    learning_rate: ScalarOrSchedule,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = False,
+    nu_dtype: Any = None,
+) -> GradientTransformationExtraArgs:
+    """Adam: every element moves by about the learning rate, whatever its gradient.
+
+        p <- p - learning_rate * mu_hat / (sqrt(nu_hat + eps_root) + eps)
+
+    Args:
+      learning_rate: see `scale_by_learning_rate`.
+      b1, b2, eps, eps_root, mu_dtype, nesterov, nu_dtype: see `scale_by_adam`.
+
+    Returns:
+      The optimizer. State: `ScaleByAdamState`, `ScaleByLearningRateState`.
+
+    >>> import jax.numpy as jnp, optax
+    >>> tx = adam(1e-3)
+    >>> params = jnp.array([1.0])
+    >>> updates, state = tx.update(jnp.array([0.5]), tx.init(params), params)
+    >>> round(float(optax.apply_updates(params, updates)[0]), 6)
+    0.999
+
+    Source: Kingma & Ba (2015), Algorithm 1; see `scale_by_adam`.
+    """
+    return wide_chain(
+        scale_by_adam(
+            b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, nu_dtype=nu_dtype
+        ),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,248 @@
+"""RMSProp: the gradient over the root of its running mean square.
+
+    nu <- decay nu + (1 - decay) |g|^2
+    update = g / sqrt(nu + eps)             eps inside the root (Optax, TensorFlow)
+    update = g / (sqrt(nu) + eps)           outside (PyTorch)
+    centered: nu - |mu|^2, the variance, in the place of nu (Graves)
+
+Adam with b1 = 0, without bias correction unless asked for.
+
+Source: Tieleman & Hinton, "Lecture 6.5: RMSProp", Neural Networks for Machine Learning
+(2012); the centred form: Graves, "Generating Sequences With Recurrent Neural Networks"
+(2013), equations 38 to 41.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adamx import _checks, _tree, moments
+from adamx._types import (
+    GradientTransformationExtraArgs,
+    PyTree,
+    ScalarOrSchedule,
+)
+from adamx.optimizers.sgd import scale_by_momentum
+from adamx.transforms import scale_by_learning_rate, wide_chain
+
+
+class ScaleByRmsState(NamedTuple):
+    """State of `scale_by_rms`: 4 bytes per float32 parameter, 8 if centered.
+
+    Attributes:
+      count: int32 scalar, steps taken; None unless bias correction or a schedule of
+        `decay` or `eps` needs it (as in Optax, whose plain form does not count).
+      mu: tree like the parameters, running mean of the gradient; None unless centered.
+      nu: tree like the parameters, real, running mean of |g|^2.
+      decay, eps: float32 scalars, as used in the last step.
+      bias_correction_nu: float32 scalar, what nu (and mu) was divided by: 1 unless bias
+        correction is on. 0 before its first step.
+    """
+
+    count: Any
+    mu: PyTree | None
+    nu: PyTree
+    decay: Any
+    eps: Any
+    bias_correction_nu: Any
+
+    def readings(self) -> dict[str, Any]:
+        """The steps taken, where they are counted."""
+        return {"count": self.count}
+
+
+def rms_leaf(
+    g: jax.Array,
+    nu: jax.Array,
+    *,
+    weight: jax.Array,
+    correction_scale: jax.Array,
+    eps: jax.Array,
+    eps_root: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """One leaf of RMSProp.
+
+    Args:
+      g, nu: gradient and mean square, same shape; nu is real.
+      weight: 1 - decay.
+      correction_scale: 1 / (bias correction).
+      eps, eps_root: outside and inside the root.
+
+    Returns:
+      update, nu.
+    """
+    nu = moments.update_average(nu, _tree.abs_squared(g), weight)
+    denominator = jnp.sqrt(nu * correction_scale + eps_root) + eps
+    return moments.divide_or_zero(g, denominator), nu
+
+
+def centered_rms_leaf(
+    g: jax.Array,
+    mu: jax.Array,
+    nu: jax.Array,
+    *,
+    weight: jax.Array,
+    correction_scale: jax.Array,
+    eps: jax.Array,
+    eps_root: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One leaf of centred RMSProp; see `rms_leaf`. Returns update, mu, nu."""
+    mu = moments.update_average(mu, g, weight)
+    nu = moments.update_average(nu, _tree.abs_squared(g), weight)
+    mean = moments.scale(mu, correction_scale)
+    # Rounding can make the variance of a constant gradient negative.
+    variance = jnp.maximum(nu * correction_scale - _tree.abs_squared(mean), 0)
+    denominator = jnp.sqrt(variance + eps_root) + eps
+    return moments.divide_or_zero(g, denominator), mu, nu
+
+
+def scale_by_rms(
+    decay: Any = 0.9,
+    eps: Any = 1e-8,
+    initial_scale: Any = 0.0,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
+    *,
+    centered: bool = False,
+    mu_dtype: Any = None,
+    nu_dtype: Any = None,
+) -> GradientTransformationExtraArgs:
+    """Divides the gradient by the root of its running mean square.
+
+        update = g / sqrt(nu + eps), or g / (sqrt(nu) + eps) with eps_in_sqrt=False
+
+    Args:
+      decay: in [0, 1), memory of about 1/(1 - decay) steps; traced or a schedule too.
+      eps: >= 0; in units of the gradient squared inside the root, of the gradient
+        outside it.
+      initial_scale: >= 0, nu before the first step (TensorFlow 1: 1; PyTorch: 0).
+      eps_in_sqrt: where eps stands.
+      bias_correction: whether nu (and mu) is divided by 1 - decay^t. With
+        eps_in_sqrt=False it makes Adam with b1 = 0.
+      centered: whether the variance replaces the mean square; costs a first moment.
+      mu_dtype, nu_dtype: see `scale_by_adam`.
+
+    Returns:
+      The transformation; updates have the gradient's dtype.
+
+    Raises:
+      ValueError, TypeError: as `scale_by_adam`.
+
+    >>> import jax.numpy as jnp
+    >>> tx = scale_by_rms(0.75)
+    >>> updates, _ = tx.update(jnp.array([-4.0]), tx.init(jnp.zeros(1)))
+    >>> round(float(updates[0]), 6)
+    -2.0
+    """
+    _checks.check_decay_rate("decay", decay)
+    _checks.check_epsilon("eps", eps)
+    _checks.check_non_negative("initial_scale", initial_scale, allow_schedule=False)
+    for name, value in [
+        ("eps_in_sqrt", eps_in_sqrt),
+        ("bias_correction", bias_correction),
+        ("centered", centered),
+    ]:
+        _checks.check_flag(name, value)
+    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, decay)
+    is_counted = bias_correction or callable(decay) or callable(eps)
+
+    def init(params: PyTree) -> ScaleByRmsState:
+        return ScaleByRmsState(
+            count=jnp.zeros((), jnp.int32) if is_counted else None,
+            mu=moments.zeros(params, mu_dtype) if centered else None,
+            nu=moments.zeros_squared(params, nu_dtype, initial_scale),
+            **_checks.initial_records(
+                decay=decay, eps=eps, bias_correction_nu=0.0 if bias_correction else 1.0
+            ),
+        )
+
+    def update(
+        updates: PyTree,
+        state: ScaleByRmsState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ScaleByRmsState]:
+        del params, extra_args
+        _checks.check_state(state, ScaleByRmsState, "scale_by_rms")
+        before = state.count if is_counted else jnp.zeros((), jnp.int32)
+        count = _tree.increment(before)
+        second = moments.average_at("decay", decay, count, state.bias_correction_nu)
+        correction = second.correction if bias_correction else 1.0
+        used = _checks.resolve_all(before, eps=eps)
+        updates, *new = moments.apply_rule(
+            centered_rms_leaf if centered else rms_leaf,
+            updates,
+            {"mu_dtype": state.mu} if centered else {},
+            [state.nu],
+            weight=second.weight,
+            correction_scale=1.0 / correction,
+            eps=0.0 if eps_in_sqrt else used["eps"],
+            eps_root=used["eps"] if eps_in_sqrt else 0.0,
+        )
+        used |= {"decay": second.b, "bias_correction_nu": correction}
+        return updates, ScaleByRmsState(
+            count=count if is_counted else None,
+            mu=new[0] if centered else None,
+            nu=new[-1],
+            **_checks.records(used, state.decay.dtype),
+        )
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def rmsprop(
+    learning_rate: ScalarOrSchedule,
+    decay: Any = 0.9,
+    eps: Any = 1e-8,
+    initial_scale: Any = 0.0,
+    eps_in_sqrt: bool = True,
+    centered: bool = False,
+    momentum: Any = None,
+    nesterov: bool = False,
+    bias_correction: bool = False,
+    *,
+    nu_dtype: Any = None,
+) -> GradientTransformationExtraArgs:
+    """RMSProp: the gradient over its own recent size.
+
+        p <- p - learning_rate * g / sqrt(nu + eps)
+
+    Args:
+      learning_rate: see `scale_by_learning_rate`.
+      decay, eps, initial_scale, eps_in_sqrt, centered, bias_correction, nu_dtype: see
+        `scale_by_rms`.
+      momentum: see `decay` of `scale_by_momentum`; None: none. It sums updates that the
+        learning rate has scaled already, as in Optax and TensorFlow: a falling rate
+        reaches it late. PyTorch multiplies by the rate last.
+      nesterov: see `scale_by_momentum`; unused without momentum.
+
+    Returns:
+      The optimizer. State: `ScaleByRmsState`, `ScaleByLearningRateState`,
+      `ScaleByMomentumState` (or an empty one).
+
+    >>> import jax.numpy as jnp
+    >>> tx = rmsprop(0.1, decay=0.75)
+    >>> updates, _ = tx.update(jnp.array([-4.0]), tx.init(jnp.zeros(1)))
+    >>> round(float(updates[0]), 6)
+    0.2
+    """
+    _checks.check_flag("nesterov", nesterov)
+    last = (
+        optax.identity() if momentum is None else scale_by_momentum(momentum, nesterov)
+    )
+    return wide_chain(
+        scale_by_rms(
+            decay,
+            eps,
+            initial_scale,
+            eps_in_sqrt,
+            bias_correction,
+            centered=centered,
+            nu_dtype=nu_dtype,
+        ),
+        scale_by_learning_rate(learning_rate),
+        last,
+    )

@@ -1,0 +1,156 @@
+"""STATE -> NUMBERS: what the optimizer did, read out of any nested state.
+
+A State of this library answers `readings()` with the numbers that it recorded. `read`
+finds such States wherever they sit (chain, named_chain, masked, partition,
+inject_hyperparams, MultiSteps, a user's own dict) and gathers the answers. Only
+recorded numbers are reported: what no State recorded reads as None.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from adamx import _tree
+from adamx._types import PyTree
+
+# Containers that only hold other states: their field names carry no information.
+_PLUMBING = ("inner_state", "inner_states", "inner_opt_state", "opt_state")
+
+Number = Any  # int or float; an array where the state is batched, a tracer inside jit
+ByGroup = Any  # a Number, or dict[str, Number] by group
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """What a State implements to be seen by `read`."""
+
+    def readings(self) -> dict[str, Any]:
+        """Recorded numbers by kind: count, learning_rate, grad_norm, weight_decay."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What one optimizer state says about its last step.
+
+    Attributes:
+      count: steps taken. None where no stage counts.
+      learning_rate: the rate last applied, in parameter units per step; before the
+        first step, the rate that it will have. A float, or a dict by group where
+        several learning-rate stages are found (as with optax.partition).
+      grad_norm: global norm of the gradient as the norm-taking stage (clipping) saw it,
+        before clipping; 0 before the first step. None where no stage computes it.
+      weight_decay: the decay rate last applied; a float, or a dict by group.
+      skipped: steps skipped. None where no stage skips.
+
+    Values are Python numbers; arrays where the state is batched (vmap over seeds), and
+    tracers where `read` is called inside jit.
+    """
+
+    count: Number | None = None
+    learning_rate: ByGroup | None = None
+    grad_norm: Number | None = None
+    weight_decay: ByGroup | None = None
+    skipped: Number | None = None
+
+    def scalars(self) -> dict[str, float]:
+        """A flat dict for any logger: 'count', 'learning_rate' or 'learning_rate/a'.
+
+        What was not recorded is left out; of a batched value, the mean is given.
+        """
+        flat: dict[str, float] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            entries = value if isinstance(value, Mapping) else {"": value}
+            for group, number in entries.items():
+                if number is not None:
+                    key = f"{field.name}/{group}" if group else field.name
+                    flat[key] = float(np.mean(np.asarray(number)))
+        return flat
+
+
+def read(state: PyTree) -> Reading:
+    """What the optimizer did in its last step, from any state that holds ours.
+
+    Args:
+      state: an optimizer state, however nested. Foreign states are passed over.
+
+    Returns:
+      A `Reading`; all its fields are None where nothing in `state` is readable.
+
+    >>> import adamx, jax.numpy as jnp, optax
+    >>> tx = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(1e-3))
+    >>> params = {"w": jnp.ones(4)}
+    >>> state = tx.init(params)
+    >>> updates, state = tx.update({"w": jnp.full(4, 3.0)}, state, params)
+    >>> reading = adamx.read(state)
+    >>> reading.count, round(reading.learning_rate, 6), reading.grad_norm
+    (1, 0.001, 6.0)
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path, node in _readable_nodes(state, ()):
+        for kind, value in node.readings().items():
+            if value is not None:
+                found.setdefault(kind, {})[path] = _to_host(value)
+    return Reading(
+        count=_largest(found.get("count")),
+        learning_rate=_by_group(found.get("learning_rate")),
+        grad_norm=_first(found.get("grad_norm")),
+        weight_decay=_by_group(found.get("weight_decay")),
+        skipped=_first(found.get("skipped")),
+    )
+
+
+def _readable_nodes(node: PyTree, path: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
+    """All readable States from `node` down, with their paths; outer ones first."""
+    if isinstance(node, Readable):
+        yield path, node
+    children = jax.tree_util.tree_flatten_with_path(
+        node, is_leaf=lambda x: x is not node and isinstance(x, Readable)
+    )[0]
+    for below, child in children:
+        if child is not node and isinstance(child, Readable):
+            yield from _readable_nodes(child, path + below)
+
+
+def _to_host(value: Any) -> Any:
+    if isinstance(value, jax.core.Tracer):
+        return value
+    array = np.asarray(value)
+    return array.item() if array.ndim == 0 else array
+
+
+def _largest(values: Mapping[Any, Any] | None) -> Any:
+    """The furthest count: stages may start late, none counts more than the steps."""
+    if not values:
+        return None
+    candidates = list(values.values())
+    if any(isinstance(v, (np.ndarray, jax.core.Tracer)) for v in candidates):
+        return candidates[0]
+    return max(candidates)
+
+
+def _first(values: Mapping[Any, Any] | None) -> Any:
+    return next(iter(values.values())) if values else None
+
+
+def _by_group(values: Mapping[Any, Any] | None) -> Any:
+    if not values:
+        return None
+    if len(values) == 1:
+        return next(iter(values.values()))
+    paths = list(values)
+    # Names tell groups apart (as labels of optax.partition do), else positions.
+    named = [_parts(path) for path in paths]
+    labels = ["/".join(p for p in parts if not p.isdigit()) for parts in named]
+    if len(set(labels)) < len(labels) or "" in labels:
+        labels = ["/".join(parts) for parts in named]
+    return dict(zip(labels, values.values(), strict=True))
+
+
+def _parts(path: Any) -> list[str]:
+    names = [_tree.path_name((entry,)) for entry in path]
+    return [name for name in names if name not in _PLUMBING]

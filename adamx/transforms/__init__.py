@@ -1,0 +1,20 @@
+"""NUMBERS -> TRANSFORMATION: the stages that are no optimizers by themselves."""
+
+from adamx.transforms._chain import wide_chain as wide_chain
+from adamx.transforms._clip import ClipByGlobalNormState as ClipByGlobalNormState
+from adamx.transforms._clip import clip_by_global_norm as clip_by_global_norm
+from adamx.transforms._decay import (
+    AddDecoupledWeightDecayState as AddDecoupledWeightDecayState,
+)
+from adamx.transforms._decay import (
+    add_decoupled_weight_decay as add_decoupled_weight_decay,
+)
+from adamx.transforms._learning_rate import (
+    ScaleByLearningRateState as ScaleByLearningRateState,
+)
+from adamx.transforms._learning_rate import (
+    ScaleByScheduledLearningRateState as ScaleByScheduledLearningRateState,
+)
+from adamx.transforms._learning_rate import (
+    scale_by_learning_rate as scale_by_learning_rate,
+)

@@ -1,0 +1,96 @@
+"""Clipping by the global norm: one scalar factor for the whole gradient.
+
+    norm   = sqrt(sum over all elements of |g|^2)         in at least float32
+    factor = max_norm / norm where norm >= max_norm, else 1
+    update = factor * g
+
+The factor is one scalar: inside jit it fuses into whatever reads the update, and no
+clipped copy of the gradient exists.
+
+Source: Pascanu, Mikolov & Bengio, "On the difficulty of training Recurrent Neural
+Networks" (2013), Algorithm 1.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax.numpy as jnp
+
+from adamx import _checks, _tree
+from adamx._types import GradientTransformationExtraArgs, PyTree, scalar_dtype
+from adamx.transforms._learning_rate import scale_tree
+
+
+class ClipByGlobalNormState(NamedTuple):
+    """State of `clip_by_global_norm`; 4 bytes in all.
+
+    Attributes:
+      grad_norm: float32 scalar, norm of the last gradient before clipping; 0 at first.
+    """
+
+    grad_norm: Any
+
+    def readings(self) -> dict[str, Any]:
+        """The gradient's norm."""
+        return {"grad_norm": self.grad_norm}
+
+
+def clip_by_global_norm(max_norm: Any) -> GradientTransformationExtraArgs:
+    """Scales the gradient down to a global norm of at most `max_norm`.
+
+    The norm is taken in float32 (float64 for float64 gradients), so float16 gradients
+    of 300 are clipped, not lost. It is kept in the state: `read(state).grad_norm`.
+
+    What is not finite is not hidden. A NaN anywhere makes the norm and every update
+    NaN. An inf makes the norm inf, its own update NaN and all others 0. Gradients whose
+    norm exceeds 1.8e19 overflow it (float32): it reads inf and the update is 0.
+
+    Args:
+      max_norm: > 0, in units of the gradient; a number, array or tracer; inf only
+        measures.
+
+    Returns:
+      The transformation; updates keep their dtypes.
+
+    Raises:
+      ValueError, TypeError: `max_norm` is not a positive number.
+
+    >>> import jax.numpy as jnp
+    >>> tx = clip_by_global_norm(1.0)
+    >>> g = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    >>> updates, state = tx.update(g, tx.init(g))
+    >>> [round(float(updates[k][0]), 6) for k in "ab"], float(state.grad_norm)
+    ([0.6, 0.8], 5.0)
+    """
+    _checks.check_positive(
+        "max_norm",
+        max_norm,
+        "It is the largest norm that passes unclipped, e.g. 1.0.",
+        allow_infinite=True,
+    )
+
+    def init(params: PyTree) -> ClipByGlobalNormState:
+        del params
+        return ClipByGlobalNormState(grad_norm=jnp.zeros((), scalar_dtype()))
+
+    def update(
+        updates: PyTree,
+        state: ClipByGlobalNormState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ClipByGlobalNormState]:
+        del params, extra_args
+        _checks.check_state(state, ClipByGlobalNormState, "clip_by_global_norm")
+        _tree.check_inexact(updates, "gradient")
+        norm = _tree.global_norm(updates)
+        chex.assert_rank(norm, 0)
+        limit = jnp.asarray(
+            _checks.resolve("max_norm", max_norm, jnp.zeros((), jnp.int32)), norm.dtype
+        )
+        # `norm < limit` is False for NaN, so a NaN reaches the factor.
+        one = jnp.ones((), norm.dtype)
+        factor = jnp.where(norm < limit, one, limit / norm)
+        recorded = norm.astype(state.grad_norm.dtype)
+        return scale_tree(updates, factor), ClipByGlobalNormState(recorded)
+
+    return GradientTransformationExtraArgs(init, update)

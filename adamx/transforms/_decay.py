@@ -1,0 +1,213 @@
+"""Decoupled weight decay: the parameter itself joins the update.
+
+    update = update + weight_decay * p
+
+Placed after the moments and before the learning rate, so that the parameter shrinks by
+the factor (1 - learning_rate * weight_decay) a step whatever its gradient's size. Put
+before the moments it is the coupled form (L2), which Adam divides away: see `adam_l2`.
+
+Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization" (2019),
+Algorithm 2, line 12. Difference: their decay is multiplied by the schedule multiplier
+only; here, as in PyTorch and Optax, by the whole learning rate.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx import _checks, _tree, moments
+from adamx._types import (
+    GradientTransformationExtraArgs,
+    Mask,
+    PyTree,
+    ScalarOrSchedule,
+    real_dtype,
+    scalar_dtype,
+)
+
+
+class AddDecoupledWeightDecayState(NamedTuple):
+    """State of `add_decoupled_weight_decay`; 4 or 8 bytes in all.
+
+    Attributes:
+      step: int32 scalar, the schedule's position; None where the rate is no schedule.
+      applied_weight_decay: float32 scalar, the rate of the last step.
+    """
+
+    step: Any
+    applied_weight_decay: Any
+
+    def readings(self) -> dict[str, Any]:
+        """The decay rate."""
+        return {"count": self.step, "weight_decay": self.applied_weight_decay}
+
+
+def add_decoupled_weight_decay(
+    weight_decay: ScalarOrSchedule = 0.0, mask: Mask = None
+) -> GradientTransformationExtraArgs:
+    """Adds weight_decay * parameter to the update.
+
+        update = update + weight_decay * p      where the mask is True
+
+    Args:
+      weight_decay: >= 0; with the learning rate behind it, the part of a parameter that
+        is lost per step and per unit of learning rate. A number, array, tracer or
+        schedule. The number 0 costs nothing.
+      mask: which parameters decay: a tree of bools with the parameters' structure or a
+        prefix of it, or a function from the parameters to one. None: all of them.
+
+    Returns:
+      The transformation; its update needs `params`.
+
+    Raises:
+      ValueError, TypeError: a negative rate, no `params`, a mask of another structure
+        or with leaves that are not bools.
+
+    >>> import jax.numpy as jnp
+    >>> tx = add_decoupled_weight_decay(0.1, mask={"w": True, "b": False})
+    >>> params = {"w": jnp.ones(1), "b": jnp.ones(1)}
+    >>> zero = {"w": jnp.zeros(1), "b": jnp.zeros(1)}
+    >>> updates, _ = tx.update(zero, tx.init(params), params)
+    >>> [round(float(updates[k][0]), 6) for k in ("w", "b")]
+    [0.1, 0.0]
+    """
+    _checks.check_non_negative("weight_decay", weight_decay)
+    scheduled = _checks.is_schedule(weight_decay)
+    is_nothing = _checks.is_constant(weight_decay) and float(weight_decay) == 0.0
+
+    def init(params: PyTree) -> AddDecoupledWeightDecayState:
+        if jax.tree.leaves(params):  # not for the placeholder of map_params
+            _tree.check_inexact(params, "parameter")
+            _expand_mask(mask, params)
+        count = jnp.zeros((), jnp.int32)
+        rate = _checks.resolve("weight_decay", weight_decay, count)
+        return AddDecoupledWeightDecayState(
+            step=count if scheduled else None,
+            applied_weight_decay=jnp.asarray(rate, scalar_dtype()),
+        )
+
+    def update(
+        updates: PyTree,
+        state: AddDecoupledWeightDecayState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, AddDecoupledWeightDecayState]:
+        del extra_args
+        if not jax.tree.leaves(updates):
+            return updates, state
+        _checks.check_state(
+            state, AddDecoupledWeightDecayState, "add_decoupled_weight_decay"
+        )
+        if params is None:
+            raise ValueError(
+                "`params` must be the current parameters, got None: weight decay is a "
+                "multiple of them. Call tx.update(gradients, state, params)."
+            )
+        _tree.check_same_structure(updates, params, "gradient", "the parameters")
+        _tree.check_inexact(updates, "gradient")
+        rate = _checks.resolve("weight_decay", weight_decay, state.step)
+        recorded = jnp.asarray(rate, state.applied_weight_decay.dtype)
+        after = _tree.increment(state.step) if scheduled else None
+        if not is_nothing:
+            decays = _expand_mask(mask, params)
+
+            def leaf(u: Any, p: Any, is_decayed: bool) -> tuple[Any]:
+                return (decay_leaf(u, p, rate) if is_decayed else u,)
+
+            (updates,) = _tree.map_leaves(leaf, 1, updates, params, decays)
+        return updates, AddDecoupledWeightDecayState(after, recorded)
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def decay_leaf(u: Any, p: Any, rate: Any) -> jax.Array:
+    """u + rate * p, in at least float32, in u's own dtype."""
+    x = _tree.wide(u)
+    real = real_dtype(x.dtype)
+    p = jnp.asarray(p)
+    if jnp.iscomplexobj(p) and not jnp.iscomplexobj(x):
+        raise ValueError(
+            f"the gradient of a complex parameter must be complex, got {x.dtype} for "
+            f"{p.dtype}; its imaginary part would not decay."
+        )
+    total = x + moments.scale(p.astype(x.dtype), jnp.asarray(rate, real))
+    return total.astype(jnp.asarray(u).dtype)
+
+
+# ------------------------------------------------------------------------- masks
+
+
+def _expand_mask(mask: Mask, params: PyTree) -> PyTree:
+    """One Python bool for each leaf of the parameters."""
+    if mask is None:
+        return jax.tree.map(lambda _: True, params)
+    mask = mask(params) if _is_mask_function(mask) else mask
+    try:
+        return jax.tree.map(
+            lambda m, below: jax.tree.map(lambda _: _as_bool(m), below), mask, params
+        )
+    except TypeError:
+        _check_mask_leaves(mask)
+        raise
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            "`mask` must be a tree of bools with the parameters' structure, or a "
+            f"prefix of it; got {_mask_difference(mask, params)}. Build it from the "
+            "parameters, e.g. jax.tree.map(lambda p: p.ndim > 1, params)."
+        ) from error
+
+
+def _is_mask_function(mask: Any) -> bool:
+    # A module (Equinox) may be callable and still be a tree of bools.
+    leaves = jax.tree.leaves(mask)
+    return callable(mask) and bool(leaves) and all(callable(leaf) for leaf in leaves)
+
+
+def _as_bool(value: Any) -> bool:
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if (
+        isinstance(value, (np.ndarray, jax.Array))
+        and value.ndim == 0
+        and value.dtype == jnp.bool_
+        and not isinstance(value, jax.core.Tracer)
+    ):
+        return bool(value)
+    raise TypeError("mask leaf")
+
+
+def _check_mask_leaves(mask: PyTree) -> None:
+    for path, value in jax.tree_util.tree_flatten_with_path(mask)[0]:
+        try:
+            _as_bool(value)
+        except TypeError:
+            raise TypeError(
+                f"`mask` at '{_tree.path_name(path)}' must be True or False, got "
+                f"{_checks.describe_value(value)}; a mask decides what is computed and "
+                "cannot be traced or be one value per element."
+            ) from None
+
+
+def _mask_difference(mask: PyTree, params: PyTree) -> str:
+    here, there = _tree.leaves_by_path(mask), _tree.leaves_by_path(params)
+    unknown = [
+        name
+        for name in here
+        if not any(p == name or p.startswith(name + "/") for p in there)
+    ]
+    bare = [
+        name
+        for name in there
+        if not any(name == m or name.startswith(m + "/") for m in here)
+    ]
+    parts = []
+    if unknown:
+        parts.append(f"no parameter at '{unknown[0]}'")
+    if bare:
+        parts.append(f"no mask for '{bare[0]}'")
+    if not parts:
+        structures = (jax.tree.structure(mask), jax.tree.structure(params))
+        parts.append("the containers {} for {}".format(*structures)[:300])
+    return " and ".join(parts)
