@@ -1,0 +1,18 @@
+"""Eight simulated devices, and JAX's compilation cache shared by all workers."""
+
+import os
+import pathlib
+import tempfile
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+flags = os.environ.get("XLA_FLAGS", "")
+if "host_platform_device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
+
+import jax  # noqa: E402
+
+cache = os.environ.get(
+    "ADAMX_TEST_CACHE", str(pathlib.Path(tempfile.gettempdir()) / "adamx-test-cache")
+)
+jax.config.update("jax_compilation_cache_dir", cache)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

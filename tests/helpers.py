@@ -1,0 +1,44 @@
+"""Shared by the tests: running a transformation, x64 on both old and new JAX."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@contextlib.contextmanager
+def enable_x64() -> Iterator[None]:
+    """Double precision inside the block, whatever the JAX version calls it."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+def run_updates(
+    tx: Any, gradients: Any, params: Any, *hyperparameters: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """All updates of a run, and the parameters before each step.
+
+    `tx` may be a function of traced hyperparameters that makes the transformation.
+    """
+
+    def run(gradients: Any, params: Any, *traced: Any) -> Any:
+        made = tx(*traced) if traced else tx
+
+        def step(carry: Any, g: Any) -> Any:
+            p, state = carry
+            updates, state = made.update(g, state, p)
+            return (p + updates, state), (updates, p)
+
+        return jax.lax.scan(step, (params, made.init(params)), gradients)[1]
+
+    updates, trajectory = jax.jit(run)(
+        jnp.asarray(gradients), jnp.asarray(params), *hyperparameters
+    )
+    return np.asarray(updates), np.asarray(trajectory)

@@ -1,0 +1,512 @@
+"""What every public optimizer promises, over the whole table."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl.testing import parameterized
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import adamx
+from tests.helpers import enable_x64
+from tests.optimizers_table import LR, NAMES, ROWS
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def by_name(function):
+    return pytest.mark.parametrize("row", NAMES, ids=lambda row: row.id)(function)
+
+
+def by_row(function):
+    return pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)(function)
+
+
+def random_like(tree, seed):
+    leaves, structure = jax.tree.flatten(tree)
+    rng = np.random.default_rng(seed)
+    new = []
+    for x in leaves:
+        value = rng.standard_normal(x.shape)
+        if jnp.iscomplexobj(x):
+            value = value + 1j * rng.standard_normal(x.shape)
+        new.append(jnp.asarray(value, x.dtype))
+    return structure.unflatten(new)
+
+
+def make_params(dtype=jnp.float32):
+    return random_like(
+        {
+            "dense": {"kernel": jnp.zeros((5, 7), dtype), "bias": jnp.zeros(7, dtype)},
+            "scalar": jnp.zeros((), dtype),
+            "empty": jnp.zeros((0, 3), dtype),
+            "nothing": None,
+            "list": [jnp.zeros((2, 1, 3), dtype), (jnp.zeros(4099, dtype),)],
+        },
+        0,
+    )
+
+
+def signature(tree):
+    """Structure, shapes, dtypes and weak types: what a second call must not change."""
+    avals = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+    return jax.tree.structure(tree), jax.tree.leaves(
+        avals, is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+
+def assert_close(got, want, rtol=1e-6, atol=1e-8):
+    chex.assert_trees_all_equal_structs(got, want)
+    chex.assert_trees_all_close(got, want, rtol=rtol, atol=atol)
+
+
+def steps(tx, params, seeds=range(5), jit=True):
+    """Parameters and state after a few steps in a Python loop."""
+    update = jax.jit(tx.update) if jit else tx.update
+    state = tx.init(params)
+    for seed in seeds:
+        updates, state = update(random_like(params, seed + 10), state, params)
+        params = adamx.apply_updates(params, updates)
+    return params, state
+
+
+# ------------------------------------------------------------ structure and dtypes
+
+
+@by_row
+@pytest.mark.parametrize(
+    "dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64], ids=str
+)
+def test_dtypes_shapes_and_structure_are_stable(row, dtype):
+    params = make_params(dtype)
+    tx = row.make()
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    before = signature(state)
+    for seed in range(3):
+        gradients = random_like(params, seed)
+        updates, state = update(gradients, state, params)
+        assert signature(updates) == signature(gradients)
+        assert signature(state) == before
+        params = adamx.apply_updates(params, updates)
+        assert all(np.all(np.isfinite(np.asarray(p))) for p in jax.tree.leaves(params))
+
+
+@by_row
+def test_float64_is_kept_in_x64_mode(row):
+    with enable_x64():
+        params = make_params(jnp.float64)
+        params["single"] = jnp.ones(3, jnp.float32)
+        tx = row.make()
+        state = tx.init(params)
+        before = signature(state)
+        gradients = random_like(params, 1)
+        updates, state = jax.jit(tx.update)(gradients, state, params)
+        assert signature(updates) == signature(gradients)
+        assert signature(state) == before
+
+
+@by_name
+@pytest.mark.parametrize(
+    ("params_dtype", "gradient_dtype"),
+    [(jnp.float32, jnp.bfloat16), (jnp.bfloat16, jnp.float32)],
+    ids=["bf16-gradients", "bf16-params"],
+)
+def test_updates_have_the_gradients_dtype(row, params_dtype, gradient_dtype):
+    params = make_params(params_dtype)
+    gradients = jax.tree.map(lambda p: p.astype(gradient_dtype), params)
+    tx = row.make()
+    state = tx.init(params)
+    updates, new = jax.jit(tx.update)(gradients, state, params)
+    assert all(u.dtype == gradient_dtype for u in jax.tree.leaves(updates))
+    assert signature(new) == signature(state)
+
+
+@by_name
+def test_eager_and_compiled_agree(row):
+    params = make_params()
+    eager, compiled = (steps(row.make(), params, jit=jit) for jit in (False, True))
+    assert_close(eager, compiled, rtol=2e-6, atol=1e-6)
+
+
+@by_name
+def test_trees_of_any_shape(row):
+    tx = row.make()
+    for params in ({}, (), None, {"a": None}, jnp.ones(()), [jnp.ones((0,))]):
+        updates, state = jax.jit(tx.update)(params, tx.init(params), params)
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
+        assert adamx.read(state).learning_rate == pytest.approx(LR)
+
+
+def test_a_thousand_leaves():
+    params = {f"layer_{i}": jnp.full((3,), float(i)) for i in range(1000)}
+    tx = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(LR))
+    updates, state = jax.jit(tx.update)(params, tx.init(params), params)
+    assert len(jax.tree.leaves(updates)) == 1000
+    want = np.sqrt(3.0 * sum(i * i for i in range(1000)))
+    assert adamx.read(state).grad_norm == pytest.approx(want, rel=1e-6)
+
+
+@by_name
+def test_init_under_eval_shape(row):
+    params = make_params()
+    tx = row.make()
+    shapes = jax.eval_shape(tx.init, params)
+    state = tx.init(params)
+    assert jax.tree.structure(shapes) == jax.tree.structure(state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes, state)
+    abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    assert_close(tx.init(abstract), jax.tree.map(lambda x: x, state))
+
+
+@by_row
+def test_strict_dtype_promotion(row):
+    with jax.numpy_dtype_promotion("strict"):
+        for dtype in (jnp.bfloat16, jnp.float32, jnp.complex64):
+            params = make_params(dtype)
+            tx = row.make()
+            updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+            adamx.apply_updates(params, updates)
+
+
+# --------------------------------------------------------------- jit, scan and vmap
+
+
+@by_name
+def test_one_compilation_for_all_learning_rates(row):
+    params = make_params()
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(learning_rate, gradients, state, params):
+        tx = row.make(learning_rate)
+        updates, state = tx.update(gradients, state, params)
+        return adamx.apply_updates(params, updates), state
+
+    state = row.make(LR).init(params)
+    for seed in range(100):
+        rate = jnp.float32(LR / (seed + 1))
+        params, state = step(rate, random_like(params, seed), state, params)
+    assert step._cache_size() == 1
+    assert adamx.read(state).learning_rate == pytest.approx(LR / 100)
+
+
+@by_name
+def test_one_compilation_under_inject_hyperparams(row):
+    params = make_params()
+    chex.clear_trace_counter()
+    factory = getattr(adamx, row.name)
+    injected = optax.inject_hyperparams(factory)
+    tx = injected(LR, **row.kwargs, **row.ours)
+    state = jax.jit(tx.init)(params)
+    update = jax.jit(chex.assert_max_traces(tx.update, n=1))
+    plain, plain_state = row.make(), row.make().init(params)
+    for seed in range(3):
+        gradients = random_like(params, seed)
+        updates, state = update(gradients, state, params)
+        want, plain_state = jax.jit(plain.update)(gradients, plain_state, params)
+        assert_close(updates, want, rtol=2e-4, atol=1e-5 * LR)
+    state.hyperparams["learning_rate"] = jnp.float32(0.0)
+    updates, state = update(gradients, state, params)
+    assert adamx.read(state).learning_rate == 0.0
+    if row.name != "rmsprop":  # its momentum goes on after the rate is zero
+        assert all(not np.any(np.asarray(u)) for u in jax.tree.leaves(updates))
+
+
+@by_row
+def test_scan_equals_the_loop(row):
+    params = make_params()
+    gradients = [random_like(params, seed + 10) for seed in range(5)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *gradients)
+    tx = row.make()
+
+    def step(carry, gradients):
+        params, state = carry
+        updates, state = tx.update(gradients, state, params)
+        return (adamx.apply_updates(params, updates), state), None
+
+    scanned, _ = jax.jit(lambda c, g: jax.lax.scan(step, c, g))(
+        (params, tx.init(params)), stacked
+    )
+    assert_close(scanned, steps(tx, params), rtol=2e-6, atol=1e-7)
+
+
+@by_name
+def test_vmap_equals_one_by_one(row):
+    stacked = [make_params() for _ in range(3)]
+    stacked = [random_like(p, seed) for seed, p in enumerate(stacked)]
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *stacked)
+    rates = jnp.array([1e-1, 1e-2, 1e-3])
+
+    def run(params, rate):
+        tx = row.make(rate)
+        state = tx.init(params)
+        for seed in range(3):
+            gradients = jax.tree.map(lambda p, seed=seed: p * (seed + 0.5), params)
+            updates, state = tx.update(gradients, state, params)
+            params = adamx.apply_updates(params, updates)
+        return params, state
+
+    batched = jax.jit(jax.vmap(run))(batch, rates)
+    for i, params in enumerate(stacked):
+        alone = jax.jit(run)(params, rates[i])
+        picked = jax.tree.map(lambda x, i=i: x[i], batched)
+        assert_close(picked, alone, rtol=2e-6, atol=1e-7)
+    reading = adamx.read(batched[1])
+    np.testing.assert_allclose(reading.learning_rate, rates, rtol=1e-6)
+
+
+class VariantsTest(chex.TestCase):
+    """The same numbers with and without jit, with and without device placement."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, with_pmap=False)
+    @parameterized.named_parameters((row.id, row) for row in NAMES)
+    def test_first_step(self, row):
+        params = {"w": np.linspace(-2, 2, 13, dtype=np.float32)}
+        gradients = {"w": np.linspace(3, -1, 13, dtype=np.float32)}
+        tx = row.make()
+        updates, state = self.variant(tx.update)(gradients, tx.init(params), params)
+        want = next(iter(row.expected([gradients["w"]], params["w"])))
+        np.testing.assert_allclose(updates["w"], want, rtol=3e-6, atol=1e-8)
+        chex.assert_tree_all_finite(state)
+
+
+def test_chexify_finds_a_value_inside_a_compiled_step():
+    """How a user traps a bad value while debugging: the recorded norm is checkable."""
+    tx = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adam(LR))
+
+    @jax.jit
+    def step(gradients, state):
+        updates, state = tx.update(gradients, state)
+        chex.assert_tree_all_finite(state[0].grad_norm)
+        return updates, state
+
+    checked = chex.chexify(step, async_check=False)
+    state = tx.init(jnp.ones(3))
+    checked(jnp.ones(3), state)
+    with pytest.raises(AssertionError, match="finite"):
+        checked(jnp.array([1.0, np.nan, 1.0]), state)
+
+
+# -------------------------------------------------------------- the Optax protocol
+
+
+@by_name
+def test_map_params(row):
+    params = make_params()
+    tx = row.make()
+    state = tx.init(params)
+    doubled = optax.tree.map_params(tx, lambda x: x + 1, state)
+    assert jax.tree.structure(doubled) == jax.tree.structure(state)
+    named = optax.tree.map_params(
+        tx,
+        lambda _, spec: spec,
+        state,
+        jax.tree.map(lambda p: f"spec{p.ndim}", params),
+        transform_non_params=lambda _: "scalar",
+    )
+    labels = set(jax.tree.leaves(named))
+    per_param = len(jax.tree.leaves(state)) - sum(
+        x == "scalar" for x in jax.tree.leaves(named)
+    )
+    assert per_param % len(jax.tree.leaves(params)) == 0
+    if row.name not in ("sgd",) or row.kwargs.get("momentum"):
+        assert labels >= {"scalar", "spec2", "spec1"}
+
+
+@by_name
+def test_extra_arguments_are_accepted(row):
+    params = make_params()
+    tx = row.make()
+    tx.update(params, tx.init(params), params, value=1.0, unexpected="x")
+    chained = optax.chain(optax.identity(), tx)
+    chained.update(params, chained.init(params), params, value=1.0)
+
+
+@by_name
+def test_inside_optax_wrappers(row):
+    """Masked, partition, named_chain and MultiSteps equal the bare optimizer."""
+    params = {"a": jnp.arange(1.0, 5.0), "b": jnp.ones((2, 3))}
+    gradients = random_like(params, 3)
+    bare, _ = row.make().update(gradients, row.make().init(params), params)
+
+    def first_update(tx, repeat=1):
+        state = tx.init(params)
+        for _ in range(repeat):
+            updates, state = jax.jit(tx.update)(gradients, state, params)
+        return updates, adamx.read(state)
+
+    for tx, repeat in [
+        (optax.named_chain(("clip", optax.identity()), ("opt", row.make())), 1),
+        (optax.masked(row.make(), {"a": True, "b": True}), 1),
+        (optax.partition({"all": row.make()}, "all"), 1),
+        (optax.MultiSteps(row.make(), 2).gradient_transformation(), 2),
+        (optax.apply_if_finite(row.make(), 3), 1),
+    ]:
+        updates, reading = first_update(tx, repeat)
+        assert_close(updates, bare, rtol=1e-5, atol=1e-7)
+        assert reading.learning_rate == pytest.approx(LR)
+    half = optax.masked(row.make(), {"a": True, "b": False})
+    updates, _ = first_update(half)
+    assert_close(updates["b"], gradients["b"])
+    assert_close(updates["a"], bare["a"], rtol=1e-5)
+
+
+@by_name
+def test_schedules_move_the_learning_rate(row):
+    params = {"w": jnp.ones(3)}
+    schedule = optax.linear_schedule(1.0, 0.0, 4)
+    tx = row.make(schedule)
+    state = tx.init(params)
+    rates = []
+    for _ in range(5):
+        _, state = jax.jit(tx.update)(params, state, params)
+        rates.append(adamx.read(state).learning_rate)
+    np.testing.assert_allclose(rates, [1.0, 0.75, 0.5, 0.25, 0.0])
+    assert adamx.read(state).count == 5
+
+
+# ------------------------------------------------------------- values that always hold
+
+
+@by_row
+def test_zero_gradient_on_a_fresh_state_is_a_no_op(row):
+    if {**row.kwargs, **row.ours}.get("weight_decay"):
+        pytest.skip("decay moves parameters without a gradient")
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+        params = make_params(dtype)
+        zero = jax.tree.map(jnp.zeros_like, params)
+        tx = row.make(**({"weight_decay": 0.0} if row.name.endswith("w") else {}))
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = jax.jit(tx.update)(zero, state, params)
+            after = adamx.apply_updates(params, updates)
+            chex.assert_trees_all_equal(after, params)
+
+
+def test_eps_zero_never_divides_zero_by_zero():
+    params = jnp.ones(3)
+    for tx in (
+        adamx.adam(LR, eps=0.0),
+        adamx.amsgrad(LR, eps=0.0),
+        adamx.adamax(LR, eps=0.0),
+        adamx.rmsprop(LR, eps=0.0),
+        adamx.rmsprop(LR, eps=0.0, centered=True),
+    ):
+        gradient = jnp.array([0.0, 1.0, 1e-30])
+        updates, _ = jax.jit(tx.update)(gradient, tx.init(params), params)
+        assert float(updates[0]) == 0.0
+        assert np.all(np.isfinite(np.asarray(updates)))
+
+
+@by_name
+def test_count_saturates(row):
+    params = {"w": jnp.ones(3)}
+    limit = np.iinfo(np.int32).max
+    tx = row.make()
+
+    def far(x):
+        return jnp.full_like(x, limit - 1) if x.dtype == jnp.int32 else x
+
+    state = jax.tree.map(far, tx.init(params))
+    for _ in range(3):
+        updates, state = jax.jit(tx.update)(params, state, params)
+        assert np.all(np.isfinite(np.asarray(updates["w"])))
+    assert adamx.read(state).count == limit
+
+
+@by_name
+def test_nan_stays_in_its_element(row):
+    params = {"a": jnp.ones(4), "b": jnp.ones(2)}
+    gradients = {"a": jnp.array([1.0, jnp.nan, 1.0, 1.0]), "b": jnp.ones(2)}
+    tx = row.make()
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
+    bad = np.isnan(np.asarray(updates["a"]))
+    assert bad.tolist() == [False, True, False, False]
+    assert np.all(np.isfinite(np.asarray(updates["b"])))
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-10, 1.0, 1e10, 1e18])
+def test_adam_is_scale_free_between_the_limits_of_float32(size):
+    tx = adamx.adam(1.0, eps=0.0)
+    gradient = jnp.array([1.0, -3.0]) * size
+    updates, _ = jax.jit(tx.update)(gradient, tx.init(gradient))
+    if size >= 1e-10:
+        np.testing.assert_allclose(updates, [-1.0, 1.0], rtol=1e-5)
+    else:  # the square is below float32's range: no step rather than a wild one
+        assert np.all(np.isfinite(np.asarray(updates)))
+
+
+def test_a_square_that_overflows_stops_its_element_only():
+    tx = adamx.adam(1.0)
+    gradient = jnp.array([1e20, 1.0])
+    updates, state = jax.jit(tx.update)(gradient, tx.init(gradient))
+    np.testing.assert_allclose(updates, [0.0, -1.0], atol=1e-6)
+    assert np.isinf(state[0].nu[0])
+
+
+# ------------------------------------------------------------ donation and sharding
+
+
+@by_name
+def test_donated_buffers_are_reused_without_temporaries(row):
+    params = {"a": jnp.ones((256, 256)), "b": jnp.ones((256,))}
+    tx = optax.chain(adamx.clip_by_global_norm(1.0), row.make())
+    state = tx.init(params)
+
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return adamx.apply_updates(params, updates), state
+
+    gradients = random_like(params, 1)
+    want = jax.jit(step)(params, state, gradients)
+    donated = jax.jit(step, donate_argnums=(0, 1))
+    analysis = donated.lower(params, state, gradients).compile().memory_analysis()
+    size = sum(p.nbytes for p in jax.tree.leaves(params))
+    # XLA orders the five writes of RMSProp with Nesterov such that two are copied.
+    allowed = 2.02 if row.kwargs.get("centered") else 0.02
+    assert analysis.temp_size_in_bytes <= allowed * size
+    got = donated(params, state, gradients)
+    assert params["a"].is_deleted()
+    chex.assert_trees_all_equal(got, want)
+
+
+@by_row
+def test_eight_devices_equal_one(row):
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    assert mesh.size == 8
+    params = random_like({"w": jnp.zeros((64, 24)), "b": jnp.zeros(24)}, 0)
+    specs = {"w": PartitionSpec("data"), "b": PartitionSpec()}
+    place = jax.tree.map(lambda s: NamedSharding(mesh, s), specs)
+    spread = jax.device_put(params, place)
+    tx = row.make()
+    one, eight = steps(tx, params), _steps_on(tx, spread, place)
+    chex.assert_trees_all_equal(one, eight)
+    for leaf in jax.tree.leaves(eight[1]):
+        if leaf.shape == (64, 24):
+            assert leaf.sharding.is_equivalent_to(place["w"], 2)
+
+
+def _steps_on(tx, params, place):
+    state = tx.init(params)
+    for seed in range(5):
+        gradients = jax.device_put(random_like(params, seed + 10), place)
+        updates, state = jax.jit(tx.update)(gradients, state, params)
+        params = adamx.apply_updates(params, updates)
+    return params, state
+
+
+def test_eight_devices_equal_one_with_clipping():
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    params = random_like({"w": jnp.zeros((64, 24)), "b": jnp.zeros(24)}, 0)
+    place = {
+        "w": NamedSharding(mesh, PartitionSpec(None, "data")),
+        "b": NamedSharding(mesh, PartitionSpec("data")),
+    }
+    tx = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(LR))
+    one = steps(tx, params)
+    eight = _steps_on(tx, jax.device_put(params, place), place)
+    assert_close(one, jax.device_get(eight), rtol=1e-6, atol=1e-7)

@@ -1,0 +1,157 @@
+"""read: the recorded numbers, wherever our states sit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+
+PARAMS = {"a": jnp.ones(3), "b": jnp.ones((2, 2))}
+SCHEDULE = optax.linear_schedule(1.0, 0.0, 10)
+
+
+def after(tx, steps=3, params=PARAMS):
+    state = tx.init(params)
+    for _ in range(steps):
+        _, state = tx.update(params, state, params)
+    return adamx.read(state), state
+
+
+NORM = pytest.approx(np.sqrt(7.0))
+CHAIN = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(SCHEDULE))
+NESTED = {
+    "chain": CHAIN,
+    "chain of chains": optax.chain(optax.chain(CHAIN), optax.identity()),
+    "named_chain": optax.named_chain(("all", CHAIN)),
+    "masked": optax.masked(CHAIN, True),
+    "partition": optax.partition({"x": CHAIN}, "x"),
+    "apply_if_finite": optax.apply_if_finite(CHAIN, 2),
+    "lookahead in a chain": optax.chain(optax.zero_nans(), CHAIN),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_found_wherever_it_sits(name):
+    reading, _ = after(NESTED[name])
+    assert reading.count == 3
+    assert reading.learning_rate == pytest.approx(0.8)
+    assert reading.grad_norm == NORM
+    assert reading.weight_decay == pytest.approx(1e-4)
+    assert reading.skipped is None
+
+
+def test_inject_hyperparams():
+    tx = optax.inject_hyperparams(adamx.adamw)(learning_rate=SCHEDULE)
+    reading, state = after(tx)
+    assert reading.count == 3
+    assert reading.learning_rate == pytest.approx(0.8)
+    assert state.hyperparams["learning_rate"] == pytest.approx(0.8)
+
+
+def test_multi_steps():
+    tx = optax.MultiSteps(adamx.adam(0.5), 2)
+    reading, _ = after(tx.gradient_transformation(), steps=5)
+    assert reading.count == 2
+    assert reading.learning_rate == 0.5
+
+
+def test_rates_by_group():
+    tx = optax.partition(
+        {"head": adamx.adam(1e-2), "body": adamx.adam(SCHEDULE)},
+        {"a": "head", "b": "body"},
+    )
+    reading, _ = after(tx)
+    assert reading.learning_rate == {
+        "head": pytest.approx(1e-2),
+        "body": pytest.approx(0.8),
+    }
+    assert reading.scalars() == {
+        "count": 3.0,
+        "learning_rate/head": pytest.approx(1e-2),
+        "learning_rate/body": pytest.approx(0.8),
+    }
+
+
+def test_two_rates_without_names_are_told_apart_by_position():
+    tx = optax.chain(adamx.adam(1e-2), adamx.scale_by_learning_rate(0.5))
+    assert sorted(after(tx)[0].learning_rate.values()) == pytest.approx([1e-2, 0.5])
+
+
+def test_without_a_step_the_coming_rate_is_read():
+    reading = adamx.read(adamx.adam(SCHEDULE).init(PARAMS))
+    assert (reading.count, reading.learning_rate) == (0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [(), None, {}, {"mu": jnp.ones(3)}, optax.adam(1e-3).init(PARAMS), 3, "text"],
+    ids=str,
+)
+def test_foreign_states_read_as_nothing(state):
+    assert adamx.read(state) == adamx.Reading()
+    assert adamx.read(state).scalars() == {}
+
+
+def test_batched_states_read_as_arrays():
+    state = jax.vmap(lambda r: adamx.adam(r).init(PARAMS))(jnp.array([0.1, 0.2]))
+    reading = adamx.read(state)
+    np.testing.assert_allclose(reading.learning_rate, [0.1, 0.2])
+    assert reading.scalars()["learning_rate"] == pytest.approx(0.15)
+
+
+def test_inside_jit_a_reading_holds_tracers():
+    tx = adamx.adam(SCHEDULE)
+
+    @jax.jit
+    def rate(state):
+        _, state = tx.update(PARAMS, state, PARAMS)
+        reading = adamx.read(state)
+        return reading.learning_rate, reading.count
+
+    learning_rate, count = rate(tx.init(PARAMS))
+    assert (float(learning_rate), int(count)) == (1.0, 1)
+
+
+def test_optax_finds_the_same_names():
+    """`optax.tree.get` goes on working where it worked on Optax's own states."""
+    for make in (lambda m: m.adam(1e-3), lambda m: m.adamw(1e-3)):
+        state = after(make(adamx))[1]
+        assert int(optax.tree.get(state, "count")) == 3
+        assert optax.tree.get(state, "mu")["a"].shape == (3,)
+    for make in (
+        lambda m: m.sgd(1e-3),
+        lambda m: m.sgd(1e-3, 0.9),
+        lambda m: m.sgd(SCHEDULE, 0.9),
+        lambda m: m.rmsprop(1e-3),
+        lambda m: m.rmsprop(1e-3, bias_correction=True),
+        lambda m: m.amsgrad(1e-3),
+        lambda m: (
+            m.inject_hyperparams(m.sgd)(1e-3)
+            if m is optax
+            else optax.inject_hyperparams(m.sgd)(1e-3)
+        ),
+    ):
+        ours, theirs = (
+            optax.tree.get(after(make(m))[1], "count") for m in (adamx, optax)
+        )
+        assert ours == theirs
+    moved = optax.tree.set(after(adamx.adam(SCHEDULE))[1], count=jnp.int32(9))
+    assert adamx.read(moved).count == 9
+
+
+def test_state_records_what_was_used():
+    tx = adamx.adamw(SCHEDULE, b1=0.8, b2=0.97, eps=1e-3, weight_decay=0.2)
+    _, (adam, decay, rate) = after(tx)
+    for value, want in [
+        (adam.b1, 0.8),
+        (adam.b2, 0.97),
+        (adam.eps, 1e-3),
+        (adam.bias_correction_mu, 1 - 0.8**3),
+        (adam.bias_correction_nu, 1 - 0.97**3),
+        (decay.applied_weight_decay, 0.2),
+        (rate.applied_learning_rate, 0.8),
+    ]:
+        assert value.dtype == jnp.float32
+        assert float(value) == pytest.approx(want, rel=1e-6)

@@ -1,0 +1,139 @@
+"""PyTorch's own updates, stored so that parity is tested without PyTorch.
+
+    python -m tests.torch_golden        writes tests/data/torch_golden.npz
+
+Every case runs `torch.optim` in float64 on the same gradients; what is stored is the
+change of the parameters in some steps.
+"""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+PATH = pathlib.Path(__file__).parent / "data" / "torch_golden.npz"
+STEPS = (1, 2, 10, 100)
+LR = 1e-2
+SIZE = 33
+
+# label: (torch class, its arguments, our optimizer, our arguments, is parity expected)
+OFF: dict[str, Any] = {"betas": (0.83, 0.97), "eps": 1e-3}
+OURS: dict[str, Any] = {"b1": 0.83, "b2": 0.97, "eps": 1e-3}
+CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
+    "sgd": ("SGD", {}, "sgd", {}),
+    "sgd momentum": ("SGD", {"momentum": 0.9}, "sgd", {"momentum": 0.9}),
+    "sgd nesterov": (
+        "SGD",
+        {"momentum": 0.8, "nesterov": True},
+        "momentum",
+        {"momentum": 0.8, "nesterov": True},
+    ),
+    "adam": ("Adam", {}, "adam", {}),
+    "adam off": ("Adam", OFF, "adam", OURS),
+    "adam with weight_decay": (
+        "Adam",
+        {**OFF, "weight_decay": 0.3},
+        "adam_l2",
+        {**OURS, "weight_decay": 0.3},
+    ),
+    "adamw": ("AdamW", {"weight_decay": 1e-2}, "adamw", {"weight_decay": 1e-2}),
+    "adamw off": (
+        "AdamW",
+        {**OFF, "weight_decay": 0.3},
+        "adamw",
+        {**OURS, "weight_decay": 0.3},
+    ),
+    "amsgrad": (
+        "Adam",
+        {**OFF, "amsgrad": True},
+        "amsgrad",
+        {**OURS, "maximum_of": "nu"},
+    ),
+    "adamax": ("Adamax", OFF, "adamax", OURS),
+    "rmsprop": (
+        "RMSprop",
+        {"alpha": 0.99, "eps": 1e-3},
+        "rmsprop",
+        {"decay": 0.99, "eps": 1e-3, "eps_in_sqrt": False},
+    ),
+    "rmsprop centered": (
+        "RMSprop",
+        {"alpha": 0.9, "eps": 1e-2, "centered": True, "momentum": 0.5},
+        "rmsprop",
+        {"decay": 0.9, "eps": 1e-2, "eps_in_sqrt": False, "centered": True}
+        | {"momentum": 0.5},
+    ),
+}
+# Where PyTorch differs by intention: the same arguments must not give the same result.
+DIFFERENT: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str]] = {
+    "amsgrad by default": (
+        "Adam",
+        {**OFF, "amsgrad": True},
+        "amsgrad",
+        OURS,
+        "Optax's reading, ours by default: the maximum of the corrected nu_hat",
+    ),
+    "nadam": (
+        "NAdam",
+        OFF,
+        "nadam",
+        OURS,
+        "PyTorch's b1 follows a schedule (momentum_decay 4e-3)",
+    ),
+    "rmsprop by default": (
+        "RMSprop",
+        {"alpha": 0.9, "eps": 1e-3},
+        "rmsprop",
+        {"decay": 0.9, "eps": 1e-3},
+        "eps inside the root in Optax and by default here, outside in PyTorch",
+    ),
+    "adam complex": (
+        "Adam",
+        {"eps": 1e-3},
+        "adam",
+        {"eps": 1e-3},
+        "PyTorch treats real and imaginary parts as separate reals, we take |g|^2",
+    ),
+}
+
+
+def inputs(label: str) -> tuple[np.ndarray, np.ndarray]:
+    """Parameters and the gradients of all steps, float64 or complex128."""
+    rng = np.random.default_rng(7)
+    params = rng.standard_normal(SIZE)
+    gradients = rng.standard_normal((max(STEPS), SIZE)) * 10 ** rng.uniform(-2, 1, SIZE)
+    if "complex" in label:
+        params = params + 1j * rng.standard_normal(SIZE)
+        gradients = gradients * np.exp(1j * rng.uniform(0, 6, gradients.shape))
+    return params, gradients
+
+
+def run_torch(label: str, name: str, kwargs: dict[str, Any]) -> np.ndarray:
+    """The changes of the parameters in `STEPS`."""
+    import torch
+
+    params, gradients = inputs(label)
+    p = torch.nn.Parameter(torch.from_numpy(params.copy()))
+    optimizer = getattr(torch.optim, name)([p], lr=LR, **kwargs)
+    changes = []
+    for t in range(1, max(STEPS) + 1):
+        before = p.detach().clone()
+        p.grad = torch.from_numpy(gradients[t - 1].copy())
+        optimizer.step()
+        if t in STEPS:
+            changes.append((p.detach() - before).numpy())
+    return np.stack(changes)
+
+
+def all_cases() -> dict[str, np.ndarray]:
+    """Every case's changes, from the installed PyTorch."""
+    cases = {label: row[:2] for label, row in {**CASES, **DIFFERENT}.items()}
+    return {label: run_torch(label, *row) for label, row in cases.items()}
+
+
+if __name__ == "__main__":
+    import torch
+
+    PATH.parent.mkdir(exist_ok=True)
+    np.savez_compressed(PATH, torch_version=torch.__version__, **all_cases())
+    print(f"torch {torch.__version__}: {len(CASES) + len(DIFFERENT)} cases -> {PATH}")
