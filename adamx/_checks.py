@@ -154,37 +154,51 @@ def check_epsilon(name: str, value: Any) -> None:
     )
 
 
-def check_non_negative(
-    name: str, value: Any, remedy: str = "", *, allow_schedule: bool = True
-) -> None:
-    """A finite number >= 0, or a schedule."""
+def check_finite(name: str, value: Any) -> None:
+    """A finite number, or a schedule."""
     _check_number(
         name,
         value,
-        "a finite number >= 0",
-        lambda x: math.isfinite(x) and x >= 0,
+        "a finite number",
+        math.isfinite,
+        "Use 0 to switch it off.",
+        allow_schedule=True,
+    )
+
+
+def check_weight_decay(name: str, value: Any) -> None:
+    """A finite number >= 0, or a schedule: the decay of an optimizer."""
+    check_non_negative(name, value, "It shrinks the parameters; use 0 for no decay.")
+
+
+def check_non_negative(
+    name: str,
+    value: Any,
+    remedy: str = "",
+    *,
+    allow_schedule: bool = True,
+    allow_infinite: bool = False,
+) -> None:
+    """A number >= 0, or a schedule."""
+    _check_number(
+        name,
+        value,
+        "a number >= 0" if allow_infinite else "a finite number >= 0",
+        lambda x: x >= 0 and (allow_infinite or math.isfinite(x)),
         remedy or "Use 0 to switch it off.",
         allow_schedule=allow_schedule,
     )
 
 
-def check_positive(
-    name: str,
-    value: Any,
-    remedy: str = "",
-    *,
-    allow_infinite: bool = False,
-    allow_schedule: bool = False,
-) -> None:
-    """A number > 0."""
-    expected = "a number > 0" if allow_infinite else "a finite number > 0"
+def check_positive(name: str, value: Any, remedy: str = "") -> None:
+    """A finite number > 0."""
     _check_number(
         name,
         value,
-        expected,
-        lambda x: x > 0 and (allow_infinite or math.isfinite(x)),
+        "a finite number > 0",
+        lambda x: x > 0 and math.isfinite(x),
         remedy or "Use a positive value.",
-        allow_schedule=allow_schedule,
+        allow_schedule=False,
     )
 
 

@@ -76,10 +76,10 @@ def check_same_structure(
     tree: PyTree, other: PyTree, name: str, other_name: str, *, shapes: bool = True
 ) -> None:
     """Raises ValueError naming the paths, unless two trees agree leaf by leaf."""
-    # Equality first: flatten_up_to is lenient where node data compares unequal.
     structure: Any = jax.tree.structure(tree)
     like: Any = jax.tree.structure(other)
     if structure != like:
+        # Unequal node data may still match leaf by leaf: as jax.tree.map judges.
         try:
             structure.flatten_up_to(other)
             like.flatten_up_to(tree)

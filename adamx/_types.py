@@ -45,6 +45,17 @@ def at_least_single(dtype: Any) -> Any:
     return promote(dtype, jnp.float32)
 
 
+def update_dtype(gradient: Any, parameter: Any = None) -> Any:
+    """The dtype in which an update is emitted: as wide as gradient and parameter.
+
+    A 16-bit gradient of a float32 parameter has a float32 update, as in Optax: rounded
+    to the gradient's dtype, an update below a small learning rate would be lost.
+    """
+    if parameter is None:
+        return dtype_of(gradient)
+    return promote(dtype_of(gradient), dtype_of(parameter))
+
+
 def real_dtype(dtype: Any) -> Any:
     """The dtype of |x|: complex64 -> float32, others unchanged."""
     return jnp.finfo(dtype).dtype

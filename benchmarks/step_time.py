@@ -191,10 +191,10 @@ def show(title: str, rows: list[list[str]], markdown: bool) -> None:
 
     view = Table(title=title, title_justify="left")
     for i, column in enumerate(HEADER):
-        view.add_column(column, justify="left" if i == 0 else "right")
+        view.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         view.add_row(*row)
-    Console().print(view)
+    Console(width=100).print(view)
 
 
 def device_name() -> str:
@@ -227,6 +227,7 @@ def run(tree: str, clip: bool, rounds: int, markdown: bool) -> None:
     gradients = [
         jnp.asarray(rng.standard_normal(shape, dtype=np.float32)) for shape in shapes
     ]
+    make_jax("warm-up", optax, clip, gradients[-1:])  # JAX's own first-use costs
     contestants = [
         make_jax("adamx", adamx, clip, gradients),
         make_jax("optax", optax, clip, gradients),

@@ -85,7 +85,7 @@ def amsgrad(
     bias_correction_nu: bool = True,
     maximum_of: str = "nu_hat",
 ) -> Iterator[np.ndarray]:
-    """Reddi et al. (2018), Algorithm 2, with Adam's bias corrections where asked for."""
+    """Reddi et al. (2018), Algorithm 2, with Adam's bias corrections if asked for."""
     m, v, v_max = np.zeros_like(_wide(p)), np.zeros(p.shape), np.zeros(p.shape)
     for t, g in enumerate(map(_wide, gradients), start=1):
         m = b1 * m + (1 - b1) * g
@@ -130,7 +130,7 @@ def rmsprop(
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Tieleman & Hinton (2012); Graves (2013), equations 38 to 41, for the centred form.
+    """Tieleman & Hinton (2012); centred: Graves (2013), equations 38 to 41.
 
     Momentum sums what the learning rate has scaled (Graves, equation 40).
     """

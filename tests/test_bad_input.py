@@ -84,7 +84,9 @@ CONSTRUCTION = {
         lambda: adamx.add_decayed_weights("no"), TypeError, "`weight_decay` 'no'"),
     "mask for a decay": (
         lambda: adamx.add_decayed_weights({"a": True}), TypeError, "`weight_decay`"),
-    "max_norm zero": (lambda: adamx.clip_by_global_norm(0), ValueError, "`max_norm` > 0"),
+    "decay of nadamw": (
+        lambda: adamx.nadamw(1e-3, weight_decay=-1.0), ValueError,
+        "`weight_decay` >= 0 -1.0"),
     "max_norm negative": (
         lambda: adamx.clip_by_global_norm(-1.0), ValueError, "`max_norm` -1.0"),
     "max_norm NaN": (

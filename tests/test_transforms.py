@@ -67,6 +67,16 @@ def test_what_is_not_finite_is_not_hidden():
     np.testing.assert_array_equal(updates["a"], 0.0)
 
 
+def test_a_limit_of_zero_and_a_state_that_records_nothing():
+    assert float(clip(jnp.ones(3), 0.0)[0][0]) == 0.0
+    assert float(clip(jnp.zeros(3), 0.0)[0][0]) == 0.0
+    tx = adamx.clip_by_global_norm(1.0)
+    for state in (None, optax.EmptyState()):
+        updates, same = tx.update(jnp.array([3.0, 4.0]), state)
+        np.testing.assert_allclose(updates, [0.6, 0.8], rtol=1e-6)
+        assert same is state
+
+
 def test_below_the_limit_nothing_changes():
     gradients = {"a": jnp.array([0.1, -0.7]), "b": jnp.array([0.3], jnp.bfloat16)}
     updates, _ = clip(gradients, 5.0)
@@ -143,6 +153,13 @@ def test_masks_of_every_kind():
     assert decayed(lambda p: {"a": True, "c": np.array(False)}) == [0.5, 0.5, 0.0]
 
 
+def test_a_negative_decay_behind_the_learning_rate():
+    """Decay independent of the rate: shrink by 0.1 whatever the learning rate."""
+    tx = optax.chain(adamx.sgd(0.5), adamx.add_decayed_weights(-0.1))
+    updates, _ = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
+    assert float(updates[0]) == pytest.approx(-0.1)
+
+
 def test_scheduled_and_traced_decay():
     params = jnp.ones(1)
     tx = adamx.add_decoupled_weight_decay(optax.linear_schedule(1.0, 0.0, 2))
@@ -161,12 +178,23 @@ def test_scheduled_and_traced_decay():
 
 def test_decay_survives_bfloat16_gradients():
     """u = 1 and a decay of 1e-3 p: rounded stage by stage the decay would vanish."""
-    params = {"w": jnp.full(4, 4.0)}
     gradients = {"w": jnp.ones(4, jnp.bfloat16)}
     tx = adamx.adamw(1.0, weight_decay=1e-3)
-    updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
-    assert updates["w"].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(updates["w"], jnp.bfloat16(-1.004))
+    for dtype, want in [
+        (jnp.bfloat16, jnp.bfloat16(-1.0078125)),  # -1.006 to the nearest
+        (jnp.float32, -1.006),
+    ]:
+        params = {"w": jnp.full(4, 6.0, dtype)}
+        updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
+        assert updates["w"].dtype == dtype
+        np.testing.assert_allclose(updates["w"], want, rtol=1e-6)
+
+
+def test_small_updates_of_float32_parameters_survive_float16_gradients():
+    params, gradients = jnp.ones(3), jnp.ones(3, jnp.float16)
+    for tx in (adamx.adam(1e-9), adamx.sgd(1e-9), adamx.adamw(1e-9)):
+        updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
+        np.testing.assert_allclose(updates, -1e-9, rtol=1e-3)
 
 
 def test_decoupled_and_coupled_are_what_they_say():

@@ -18,7 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from adamx import _checks, _tree
-from adamx._types import PyTree, at_least_single, dtype_of, promote, real_dtype
+from adamx._types import (
+    PyTree,
+    at_least_single,
+    dtype_of,
+    promote,
+    real_dtype,
+    update_dtype,
+)
 
 Rule = Callable[..., tuple[jax.Array, ...]]
 
@@ -84,6 +91,7 @@ def check_holds_complex(updates: PyTree, moment: PyTree, name: str) -> None:
 def apply_rule(
     rule: Rule,
     updates: PyTree,
+    params: PyTree | None,
     signed: Mapping[str, PyTree],
     unsigned: Sequence[PyTree] = (),
     **scalars: Any,
@@ -94,21 +102,24 @@ def apply_rule(
       rule: `rule(g, *signed, *unsigned, **scalars) -> (update, *signed, *unsigned)`
         on arrays of one dtype, at least float32 (`unsigned` ones real).
       updates: the incoming gradient.
+      params: the parameters, which only widen the result; None: unknown.
       signed: moments that have the gradient's sign (mu, trace), by argument name.
       unsigned: real moments that are never negative (nu, nu_max).
       **scalars: floats or 0-d arrays, handed over in the leaf's real dtype, never in
         16 bits; None stays None.
 
     Returns:
-      The updates in the gradient's dtype, then the moments in their stored dtypes.
+      The updates (see `update_dtype`), then the moments in their stored dtypes.
     """
     for name, moment in signed.items():
         check_gradient(updates, moment)
         check_holds_complex(updates, moment, name)
     for moment in unsigned:
         check_gradient(updates, moment)
+    if params is not None:
+        _tree.check_same_structure(updates, params, "gradient", "the parameters")
 
-    def leaf(g: Any, *moments: jax.Array) -> tuple[jax.Array, ...]:
+    def leaf(g: Any, p: Any, *moments: jax.Array) -> tuple[jax.Array, ...]:
         g = jnp.asarray(g)
         dtype = at_least_single(g.dtype)
         for moment in moments:
@@ -123,12 +134,12 @@ def apply_rule(
         update, *new = rule(g.astype(dtype), *inputs, **values)
         chex.assert_equal_shape([update, *new, g])
         return (
-            update.astype(g.dtype),
+            update.astype(update_dtype(g, p)),
             *(n.astype(m.dtype) for n, m in zip(new, moments, strict=True)),
         )
 
     moments = (*signed.values(), *unsigned)
-    return _tree.map_leaves(leaf, 1 + len(moments), updates, *moments)
+    return _tree.map_leaves(leaf, 1 + len(moments), updates, params, *moments)
 
 
 def _load(moment: jax.Array, dtype: Any) -> jax.Array:

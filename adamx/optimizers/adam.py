@@ -120,9 +120,10 @@ def scale_by_adam(
         parameters have a float32 nu too: in bfloat16 it would stop moving.
 
     Returns:
-      The transformation; updates have the gradient's dtype, arithmetic is in at least
-      float32. A |g| above 1.8e19 overflows nu (float32), whose element then stays at
-      inf with an update of 0: clip or guard first. NaN in, NaN out, in that element.
+      The transformation; updates have the wider dtype of gradient and parameter,
+      arithmetic is in at least float32. A |g| above 1.8e19 overflows nu (float32): the
+      element then stays at inf, with an update of 0; clip or guard first. NaN in, NaN
+      out, in that element.
 
     Raises:
       ValueError: a hyperparameter out of range; a gradient of another structure or
@@ -160,7 +161,7 @@ def scale_by_adam(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByAdamState]:
-        del params, extra_args
+        del extra_args
         _checks.check_state(state, ScaleByAdamState, "scale_by_adam")
         count = _tree.increment(state.count)
         first = moments.average_at("b1", b1, count, state.bias_correction_mu)
@@ -173,6 +174,7 @@ def scale_by_adam(
         updates, mu, nu = moments.apply_rule(
             adam_leaf,
             updates,
+            params,
             {"mu_dtype": state.mu},
             [state.nu],
             weight1=first.weight,

@@ -13,6 +13,7 @@ Algorithm 2, line 6 (the coupled variant).
 
 from typing import Any
 
+from adamx import _checks
 from adamx._types import GradientTransformationExtraArgs, Mask, ScalarOrSchedule
 from adamx.optimizers.adam import scale_by_adam
 from adamx.transforms import (
@@ -55,6 +56,7 @@ def adam_l2(
     >>> [round(float(u), 6) for u in updates]  # the size of the decay is divided away
     [-0.1, -0.1]
     """
+    _checks.check_weight_decay("weight_decay", weight_decay)
     return wide_chain(
         add_decoupled_weight_decay(weight_decay, mask),
         scale_by_adam(

@@ -93,7 +93,7 @@ def scale_by_adamax(
       mu_dtype, nu_dtype: see `scale_by_adam`.
 
     Returns:
-      The transformation; updates have the gradient's dtype.
+      The transformation; dtypes as in `scale_by_adam`.
 
     Raises:
       ValueError, TypeError: as `scale_by_adam`.
@@ -124,7 +124,7 @@ def scale_by_adamax(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByAdamaxState]:
-        del params, extra_args
+        del extra_args
         _checks.check_state(state, ScaleByAdamaxState, "scale_by_adamax")
         count = _tree.increment(state.count)
         first = moments.average_at("b1", b1, count, state.bias_correction_mu)
@@ -132,6 +132,7 @@ def scale_by_adamax(
         updates, mu, nu = moments.apply_rule(
             adamax_leaf,
             updates,
+            params,
             {"mu_dtype": state.mu},
             [state.nu],
             weight1=first.weight,

@@ -8,6 +8,7 @@ Algorithm 2; the decay is multiplied by the learning rate, as in PyTorch and Opt
 
 from typing import Any
 
+from adamx import _checks
 from adamx._types import GradientTransformationExtraArgs, Mask, ScalarOrSchedule
 from adamx.optimizers.adam import scale_by_adam
 from adamx.transforms import (
@@ -53,6 +54,7 @@ def adamw(
     >>> round(float(optax.apply_updates(params, updates)[0]), 6)
     0.95
     """
+    _checks.check_weight_decay("weight_decay", weight_decay)
     return wide_chain(
         scale_by_adam(
             b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, nu_dtype=nu_dtype

@@ -112,7 +112,7 @@ def scale_by_amsgrad(
         the maximum, as in PyTorch. The same where bias_correction_nu is False.
 
     Returns:
-      The transformation; updates have the gradient's dtype.
+      The transformation; dtypes as in `scale_by_adam`.
 
     Raises:
       ValueError, TypeError: as `scale_by_adam`.
@@ -154,7 +154,7 @@ def scale_by_amsgrad(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByAmsgradState]:
-        del params, extra_args
+        del extra_args
         _checks.check_state(state, ScaleByAmsgradState, "scale_by_amsgrad")
         count = _tree.increment(state.count)
         first = moments.average_at("b1", b1, count, state.bias_correction_mu)
@@ -166,6 +166,7 @@ def scale_by_amsgrad(
         updates, mu, nu, nu_max = moments.apply_rule(
             amsgrad_leaf,
             updates,
+            params,
             {"mu_dtype": state.mu},
             [state.nu, state.nu_max],
             weight1=first.weight,

@@ -125,7 +125,7 @@ def scale_by_rms(
       mu_dtype, nu_dtype: see `scale_by_adam`.
 
     Returns:
-      The transformation; updates have the gradient's dtype.
+      The transformation; dtypes as in `scale_by_adam`.
 
     Raises:
       ValueError, TypeError: as `scale_by_adam`.
@@ -165,7 +165,7 @@ def scale_by_rms(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByRmsState]:
-        del params, extra_args
+        del extra_args
         _checks.check_state(state, ScaleByRmsState, "scale_by_rms")
         before = state.count if is_counted else jnp.zeros((), jnp.int32)
         count = _tree.increment(before)
@@ -175,6 +175,7 @@ def scale_by_rms(
         updates, *new = moments.apply_rule(
             centered_rms_leaf if centered else rms_leaf,
             updates,
+            params,
             {"mu_dtype": state.mu} if centered else {},
             [state.nu],
             weight=second.weight,

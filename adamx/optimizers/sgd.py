@@ -83,7 +83,7 @@ def scale_by_momentum(
       accumulator_dtype: dtype of the trace; None: the parameter's own.
 
     Returns:
-      The transformation; updates have the gradient's dtype.
+      The transformation; dtypes as in `scale_by_adam`.
 
     Raises:
       ValueError, TypeError: as `scale_by_adam`.
@@ -114,12 +114,13 @@ def scale_by_momentum(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByMomentumState]:
-        del params, extra_args
+        del extra_args
         _checks.check_state(state, ScaleByMomentumState, "scale_by_momentum")
         used = _checks.resolve_all(state.step, decay=decay)
         updates, trace = moments.apply_rule(
             momentum_leaf,
             updates,
+            params,
             {"accumulator_dtype": state.trace},
             weight=moments.complement(used["decay"]),
             decay=used["decay"] if nesterov else None,

@@ -3,13 +3,13 @@
 `optax.chain` hands the update from stage to stage in the gradient's own dtype. In
 bfloat16 that rounds three times in AdamW, and a decay of 1e-4 p vanishes beside an
 update of size 1. Here 16-bit gradients are widened once before the first stage, and the
-update is rounded once behind the last. The state is that of `optax.chain`.
+update is rounded once behind the last, to the wider dtype of gradient and parameter.
+The state is that of `optax.chain`.
 """
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from adamx import _tree
@@ -17,6 +17,7 @@ from adamx._types import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     PyTree,
+    update_dtype,
 )
 
 
@@ -24,7 +25,7 @@ def wide_chain(*stages: GradientTransformation) -> GradientTransformationExtraAr
     """`optax.chain` whose stages see 16-bit gradients as float32.
 
     Returns:
-      The transformation: the same state, updates in the gradient's dtype.
+      The transformation, with the state of `optax.chain`.
     """
     inner = optax.with_extra_args_support(optax.chain(*stages))
 
@@ -36,9 +37,11 @@ def wide_chain(*stages: GradientTransformation) -> GradientTransformationExtraAr
         new, state = inner.update(widened, state, params, **extra_args)
         if params is not None:  # behind the stages: what they find is more telling
             _tree.check_same_structure(updates, params, "gradient", "the parameters")
-        narrowed = jax.tree.map(
-            lambda u, g: u.astype(jnp.asarray(g).dtype), new, updates
-        )
-        return narrowed, state
+
+        def narrow(g: Any, u: Any, p: Any) -> tuple[jax.Array]:
+            return (u.astype(update_dtype(g, p)),)
+
+        (new,) = _tree.map_leaves(narrow, 1, updates, new, params)
+        return new, state
 
     return GradientTransformationExtraArgs(inner.init, update)

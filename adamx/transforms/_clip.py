@@ -1,7 +1,7 @@
 """Clipping by the global norm: one scalar factor for the whole gradient.
 
     norm   = sqrt(sum over all elements of |g|^2)         in at least float32
-    factor = max_norm / norm where norm >= max_norm, else 1
+    factor = max_norm / norm where norm > max_norm, else 1
     update = factor * g
 
 The factor is one scalar: inside jit it fuses into whatever reads the update, and no
@@ -17,7 +17,12 @@ import chex
 import jax.numpy as jnp
 
 from adamx import _checks, _tree
-from adamx._types import GradientTransformationExtraArgs, PyTree, scalar_dtype
+from adamx._types import (
+    EmptyState,
+    GradientTransformationExtraArgs,
+    PyTree,
+    scalar_dtype,
+)
 from adamx.transforms._learning_rate import scale_tree
 
 
@@ -46,14 +51,15 @@ def clip_by_global_norm(max_norm: Any) -> GradientTransformationExtraArgs:
     norm exceeds 1.8e19 overflow it (float32): it reads inf and the update is 0.
 
     Args:
-      max_norm: > 0, in units of the gradient; a number, array or tracer; inf only
-        measures.
+      max_norm: >= 0, in units of the gradient; a number, array or tracer. inf only
+        measures, 0 makes every update 0.
 
     Returns:
-      The transformation; updates keep their dtypes.
+      The transformation; updates keep their dtypes. As in Optax, its update also takes
+      None or `optax.EmptyState()` for a state; it is handed back, nothing is recorded.
 
     Raises:
-      ValueError, TypeError: `max_norm` is not a positive number.
+      ValueError, TypeError: `max_norm` is negative or not a number.
 
     >>> import jax.numpy as jnp
     >>> tx = clip_by_global_norm(1.0)
@@ -62,10 +68,11 @@ def clip_by_global_norm(max_norm: Any) -> GradientTransformationExtraArgs:
     >>> [round(float(updates[k][0]), 6) for k in "ab"], float(state.grad_norm)
     ([0.6, 0.8], 5.0)
     """
-    _checks.check_positive(
+    _checks.check_non_negative(
         "max_norm",
         max_norm,
         "It is the largest norm that passes unclipped, e.g. 1.0.",
+        allow_schedule=False,
         allow_infinite=True,
     )
 
@@ -75,22 +82,25 @@ def clip_by_global_norm(max_norm: Any) -> GradientTransformationExtraArgs:
 
     def update(
         updates: PyTree,
-        state: ClipByGlobalNormState,
+        state: Any,
         params: PyTree | None = None,
         **extra_args: Any,
-    ) -> tuple[PyTree, ClipByGlobalNormState]:
+    ) -> tuple[PyTree, Any]:
         del params, extra_args
-        _checks.check_state(state, ClipByGlobalNormState, "clip_by_global_norm")
+        is_recorded = not (state is None or isinstance(state, EmptyState))
+        if is_recorded:
+            _checks.check_state(state, ClipByGlobalNormState, "clip_by_global_norm")
         _tree.check_inexact(updates, "gradient")
         norm = _tree.global_norm(updates)
         chex.assert_rank(norm, 0)
         limit = jnp.asarray(
             _checks.resolve("max_norm", max_norm, jnp.zeros((), jnp.int32)), norm.dtype
         )
-        # `norm < limit` is False for NaN, so a NaN reaches the factor.
+        # `norm <= limit` is False for NaN, so a NaN reaches the factor.
         one = jnp.ones((), norm.dtype)
-        factor = jnp.where(norm < limit, one, limit / norm)
-        recorded = norm.astype(state.grad_norm.dtype)
-        return scale_tree(updates, factor), ClipByGlobalNormState(recorded)
+        factor = jnp.where(norm <= limit, one, limit / norm)
+        if is_recorded:
+            state = ClipByGlobalNormState(norm.astype(state.grad_norm.dtype))
+        return scale_tree(updates, factor), state
 
     return GradientTransformationExtraArgs(init, update)

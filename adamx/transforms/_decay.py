@@ -25,6 +25,7 @@ from adamx._types import (
     ScalarOrSchedule,
     real_dtype,
     scalar_dtype,
+    update_dtype,
 )
 
 
@@ -52,9 +53,10 @@ def add_decoupled_weight_decay(
         update = update + weight_decay * p      where the mask is True
 
     Args:
-      weight_decay: >= 0; with the learning rate behind it, the part of a parameter that
-        is lost per step and per unit of learning rate. A number, array, tracer or
-        schedule. The number 0 costs nothing.
+      weight_decay: with the learning rate behind it, the part of a parameter that is
+        lost per step and per unit of learning rate. A number, array, tracer or
+        schedule. The number 0 costs nothing. Behind the learning rate the sign is
+        yours: -1e-5 there shrinks by 1e-5 a step. (Optimizers take only >= 0.)
       mask: which parameters decay: a tree of bools with the parameters' structure or a
         prefix of it, or a function from the parameters to one. None: all of them.
 
@@ -62,8 +64,8 @@ def add_decoupled_weight_decay(
       The transformation; its update needs `params`.
 
     Raises:
-      ValueError, TypeError: a negative rate, no `params`, a mask of another structure
-        or with leaves that are not bools.
+      ValueError, TypeError: a rate that is not finite, no `params`, a mask of another
+        structure or with leaves that are not bools.
 
     >>> import jax.numpy as jnp
     >>> tx = add_decoupled_weight_decay(0.1, mask={"w": True, "b": False})
@@ -73,7 +75,7 @@ def add_decoupled_weight_decay(
     >>> [round(float(updates[k][0]), 6) for k in ("w", "b")]
     [0.1, 0.0]
     """
-    _checks.check_non_negative("weight_decay", weight_decay)
+    _checks.check_finite("weight_decay", weight_decay)
     scheduled = _checks.is_schedule(weight_decay)
     is_nothing = _checks.is_constant(weight_decay) and float(weight_decay) == 0.0
 
@@ -114,7 +116,9 @@ def add_decoupled_weight_decay(
             decays = _expand_mask(mask, params)
 
             def leaf(u: Any, p: Any, is_decayed: bool) -> tuple[Any]:
-                return (decay_leaf(u, p, rate) if is_decayed else u,)
+                if is_decayed:
+                    return (decay_leaf(u, p, rate),)
+                return (jnp.asarray(u, update_dtype(u, p)),)
 
             (updates,) = _tree.map_leaves(leaf, 1, updates, params, decays)
         return updates, AddDecoupledWeightDecayState(after, recorded)
@@ -123,17 +127,13 @@ def add_decoupled_weight_decay(
 
 
 def decay_leaf(u: Any, p: Any, rate: Any) -> jax.Array:
-    """u + rate * p, in at least float32, in u's own dtype."""
-    x = _tree.wide(u)
-    real = real_dtype(x.dtype)
-    p = jnp.asarray(p)
-    if jnp.iscomplexobj(p) and not jnp.iscomplexobj(x):
-        raise ValueError(
-            f"the gradient of a complex parameter must be complex, got {x.dtype} for "
-            f"{p.dtype}; its imaginary part would not decay."
-        )
-    total = x + moments.scale(p.astype(x.dtype), jnp.asarray(rate, real))
-    return total.astype(jnp.asarray(u).dtype)
+    """u + rate * p in at least float32, rounded to the wider dtype of both."""
+    dtype = update_dtype(u, p)
+    x = _tree.wide(jnp.asarray(u, dtype))
+    decayed = moments.scale(
+        jnp.asarray(p).astype(x.dtype), jnp.asarray(rate, real_dtype(x.dtype))
+    )
+    return (x + decayed).astype(dtype)
 
 
 # ------------------------------------------------------------------------- masks

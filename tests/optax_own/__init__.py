@@ -1,0 +1,1 @@
+"""Optax's own tests, run with Optax's functions replaced by ours."""
