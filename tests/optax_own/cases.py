@@ -54,6 +54,12 @@ INTENDED = (
         "its parameters are integers, which Adam's moments refuse by name",
         "must have a floating or complex dtype",
     ),
+    Failure(
+        r"AliasTest::test_optimizers_can_be_wrapped_in_inject_hyperparams.*fromage.*",
+        "fromage's decay, 1 - 1/sqrt(1 + lr^2), cancels when it is traced in float32; "
+        "ours records the rate that was applied, so the two states differ by 1e-3",
+        "Max relative difference among violations: 0.0013",
+    ),
 )
 
 # Cases that fail on Optax itself, with nothing replaced, by (jax, optax). They may pass

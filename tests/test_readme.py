@@ -1,0 +1,45 @@
+"""README's code runs as it stands, and prints what it says."""
+
+import ast
+import pathlib
+import re
+
+import jax.numpy as jnp
+import pytest
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_quick_start_has_two_commands():
+    block = re.search(r"## Quick start.*?```sh\n(.*?)```", README, re.S)
+    assert block is not None
+    assert len(block.group(1).strip().splitlines()) == 2
+
+
+def test_code_blocks_run_and_print_what_they_say():
+    names = {"loss_fn": lambda params, batch: jnp.sum(params["w"] * batch)}
+    shown = []
+    for block in BLOCKS:
+        if block.startswith(">>> "):
+            command, expected = block.removeprefix(">>> ").strip().split("\n")
+            shown.append((command, ast.literal_eval(expected)))
+        else:
+            exec(compile(block, "README.md", "exec"), names)
+    params, batch = {"w": jnp.ones((2, 2))}, jnp.full((2, 2), 2.5)
+    opt_state = names["tx"].init(params)
+    _, names["opt_state"], _ = names["train_step"](params, opt_state, batch)
+    assert shown
+    for command, expected in shown:
+        assert eval(command, names) == {
+            k: pytest.approx(v) for k, v in expected.items()
+        }
+
+
+def test_every_public_name_is_listed():
+    import adamx
+
+    names = {name for name, value in vars(adamx).items() if callable(value)}
+    names = {name for name in names if name[0].islower()}
+    missing = [name for name in sorted(names) if f"`{name}" not in README]
+    assert not missing
