@@ -48,22 +48,17 @@ def _host_value(name: str, value: Any, expected: str) -> float | None:
             f"`{name}` must be {expected}, got {describe_value(value)}; "
             "pass a number, not a flag."
         )
-    if isinstance(value, numbers.Real) or (
-        isinstance(value, np.generic) and np.issubdtype(value.dtype, np.number)
-    ):
-        if isinstance(value, np.complexfloating):
-            raise TypeError(f"`{name}` must be {expected}, got {value!r}.")
+    if isinstance(value, numbers.Real):
         return float(value)
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
     if isinstance(value, (np.ndarray, jax.Array)):
         if value.ndim:
             raise ValueError(
                 f"`{name}` must be {expected}, got {describe_value(value)}; pass a "
                 "0-d value (one rate per leaf is the work of optax.partition)."
             )
-        if not (
-            jnp.issubdtype(value.dtype, jnp.floating)
-            or jnp.issubdtype(value.dtype, jnp.integer)
-        ):
+        if not jnp.issubdtype(value.dtype, jnp.number):
             raise TypeError(
                 f"`{name}` must be {expected}, got an array of dtype {value.dtype}; "
                 "pass a real number."
@@ -72,7 +67,12 @@ def _host_value(name: str, value: Any, expected: str) -> float | None:
             return None
         if isinstance(value, jax.Array) and not value.is_fully_addressable:
             return None
-        return float(value)
+        number = complex(value)
+        if number.imag:
+            raise TypeError(
+                f"`{name}` must be {expected}, got {number!r}; pass a real number."
+            )
+        return number.real
     raise TypeError(
         f"`{name}` must be {expected}, got {describe_value(value)}; pass a number, a "
         "0-d array or, where that is accepted, a schedule (a function of the step)."
@@ -107,7 +107,7 @@ def _check_number(
 
 
 def _check_not_16_bit(name: str, value: Any) -> None:
-    if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4:
+    if value.dtype.itemsize < 4 and jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
             f"`{name}` must be at least float32, got {value.dtype}: rounded to 16 "
             f"bits, 0.999 becomes 1.0 and 1e-8 may become 0. Pass it as float32; with "
@@ -312,6 +312,8 @@ def resolve(name: str, value: Any, count: Any, *, allow_16_bit: bool = True) -> 
         assert number is not None
         return number
     value = jnp.asarray(value)
+    if jnp.iscomplexobj(value):  # inject_hyperparams gives them the parameters' dtype
+        value = jnp.real(value)
     if value.ndim:
         raise ValueError(
             f"`{name}` must be a scalar, got an array of shape {value.shape}; under "
@@ -347,7 +349,16 @@ def resolve_all(count: Any, **values: Any) -> dict[str, Any]:
 
 def records(values: dict[str, Any], dtype: Any) -> dict[str, jax.Array]:
     """Scalars as a State records them: 0-d arrays of one dtype, one buffer each."""
-    return {name: jnp.asarray(value, dtype) for name, value in values.items()}
+    return {name: record(value, dtype) for name, value in values.items()}
+
+
+def record(value: Any, dtype: Any) -> jax.Array:
+    """A scalar to be kept in a State: never the caller's own buffer.
+
+    The caller may keep the same array elsewhere in the state (`inject_hyperparams`
+    does), and one buffer cannot be donated twice.
+    """
+    return jnp.array(value, dtype, copy=True)
 
 
 def initial_records(**values: Any) -> dict[str, jax.Array]:

@@ -73,7 +73,7 @@ def _structure_difference(tree: PyTree, other: PyTree) -> str:
 
 
 def check_same_structure(
-    tree: PyTree, other: PyTree, name: str, other_name: str, *, shapes: bool = True
+    tree: PyTree, other: PyTree, name: str, other_name: str
 ) -> None:
     """Raises ValueError naming the paths, unless two trees agree leaf by leaf."""
     structure: Any = jax.tree.structure(tree)
@@ -90,17 +90,43 @@ def check_same_structure(
                 "returns for the parameters given to init, and make a new state "
                 "(tx.init) after changing the parameters' structure."
             ) from None
-    if shapes:
-        there = jax.tree.leaves(other)
-        for (path, leaf), like in zip(
-            jax.tree_util.tree_flatten_with_path(tree)[0], there, strict=True
-        ):
-            if jnp.shape(leaf) != jnp.shape(like):
-                raise ValueError(
-                    f"{name} at '{path_name(path)}' must have shape "
-                    f"{jnp.shape(like)} as in {other_name}, got {jnp.shape(leaf)}. "
-                    "Shapes are not broadcast: reduce or reshape it first."
-                )
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    for (path, leaf), like_leaf in zip(paths, jax.tree.leaves(other), strict=True):
+        _check_shape(path, leaf, like_leaf, name, other_name)
+
+
+def check_like_params(updates: PyTree, params: PyTree) -> None:
+    """Raises unless the gradient has the parameters' structure and shapes.
+
+    Where the gradient is None the parameters may be anything: a whole model is a fine
+    tree of parameters (`optimizer.update(gradients, state, model)` in Equinox).
+    """
+    try:
+        likes = _leaves_below(updates, params)
+    except (ValueError, TypeError, KeyError):
+        check_same_structure(updates, params, "gradient", "the parameters")
+        raise
+    paths = jax.tree_util.tree_flatten_with_path(updates)[0]
+    for (path, leaf), like in zip(paths, likes, strict=True):
+        if not jax.tree_util.all_leaves([like]):
+            check_same_structure(updates, params, "gradient", "the parameters")
+        _check_shape(path, leaf, like, "gradient", "the parameters")
+
+
+def _leaves_below(tree: PyTree, other: PyTree) -> list[Any]:
+    """What stands in `other` at each leaf of `tree`; a None in `tree` fits anything."""
+    leaves, structure = jax.tree.flatten(tree, is_leaf=lambda x: x is None)
+    below = structure.flatten_up_to(other)  # type: ignore[attr-defined]
+    return [b for leaf, b in zip(leaves, below, strict=True) if leaf is not None]
+
+
+def _check_shape(path: Any, leaf: Any, like: Any, name: str, other_name: str) -> None:
+    if jnp.shape(leaf) != jnp.shape(like):
+        raise ValueError(
+            f"{name} at '{path_name(path)}' must have shape {jnp.shape(like)} as in "
+            f"{other_name}, got {jnp.shape(leaf)}. Shapes are not broadcast: reduce or "
+            "reshape it first."
+        )
 
 
 def check_inexact(tree: PyTree, name: str) -> None:
@@ -143,7 +169,7 @@ def map_leaves(
     leaves = jax.tree.leaves(tree)
     structure: Any = jax.tree.structure(tree)
     columns = [
-        [None] * len(leaves) if other is None else structure.flatten_up_to(other)
+        [None] * len(leaves) if other is None else _leaves_below(tree, other)
         for other in others
     ]
     rows = [rule(*row) for row in zip(leaves, *columns, strict=True)]

@@ -36,12 +36,16 @@ def dtype_of(x: Any) -> Any:
 
 def promote(*dtypes: Any) -> Any:
     """The narrowest dtype that holds all of them, also where promotion is strict."""
-    with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, dtypes)
+    unlike = set(map(jnp.dtype, dtypes))
+    if len(unlike) == 1:
+        return unlike.pop()
+    with jax.numpy_dtype_promotion("standard"):  # JAX has no rule for 8-bit floats
+        wide = (jnp.float32 if d.itemsize == 1 else d for d in unlike)
+        return functools.reduce(jnp.promote_types, wide)
 
 
 def at_least_single(dtype: Any) -> Any:
-    """The dtype of arithmetic on `dtype`: float32 for 16 bits, else unchanged."""
+    """The dtype of arithmetic on `dtype`: float32 for 8 and 16 bits, else unchanged."""
     return promote(dtype, jnp.float32)
 
 

@@ -117,7 +117,7 @@ def _readable_nodes(node: PyTree, path: tuple[Any, ...]) -> Iterator[tuple[Any, 
 
 
 def _to_host(value: Any) -> Any:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct)):
         return value
     array = np.asarray(value)
     return array.item() if array.ndim == 0 else array
@@ -128,9 +128,9 @@ def _largest(values: Mapping[Any, Any] | None) -> Any:
     if not values:
         return None
     candidates = list(values.values())
-    if any(isinstance(v, (np.ndarray, jax.core.Tracer)) for v in candidates):
-        return candidates[0]
-    return max(candidates)
+    if all(isinstance(v, int) for v in candidates):
+        return max(candidates)
+    return candidates[0]
 
 
 def _first(values: Mapping[Any, Any] | None) -> Any:

@@ -120,6 +120,50 @@ def test_second_moment_within_five_ulp(b2):
     assert np.median(ulp) <= 5
 
 
+@pytest.mark.parametrize("b", [0.0, 1e-3, 0.1, 0.49, 0.51, 0.9])
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_any_beta_is_exact_whatever_came_before(b, is_traced):
+    """After a gradient of 1e3 one of 1e-5: moved from the far side, mu would be 0."""
+    rng = np.random.default_rng(0)
+    gradients = rng.standard_normal((50, 64)) * 10.0 ** rng.uniform(-5, 3, (50, 64))
+    gradients = gradients.astype(np.float32)
+    params, b = np.zeros(64, np.float32), float(np.float32(b))
+
+    def make(beta):
+        return adamx.adam(LR, b1=beta, b2=beta, eps=1e-12)
+
+    traced = (np.float32(b),) if is_traced else ()
+    ours, _ = run_updates(make if is_traced else make(b), gradients, params, *traced)
+    wants = reference.adam(gradients, params, LR, b1=b, b2=b, eps=1e-12)
+    for t, want in enumerate(wants, start=1):
+        assert _scaled_error(ours[t - 1], want) <= 2e-6, f"t={t}"
+
+
+@pytest.mark.parametrize("b2", [0.99, 0.999, 0.9999])
+def test_carried_bias_correction_never_stalls(b2):
+    tx, steps = adamx.scale_by_adam, 20_000
+    b2 = np.float32(b2)
+
+    def corrections(b):
+        def step(state, _):
+            state = tx(b2=b).update(jnp.ones(1), state)[1]
+            return state, state.bias_correction_nu
+
+        return jax.lax.scan(step, tx(b2=b).init(jnp.ones(1)), None, length=steps)[1]
+
+    want = -np.expm1(np.arange(1, steps + 1) * np.log(np.float64(b2)))
+    error = np.abs(np.asarray(jax.jit(corrections)(b2)) - want) / want
+    assert np.max(error) <= 2e-7
+
+
+def test_a_schedule_that_returns_floats_is_corrected_by_what_was_applied():
+    tx = adamx.scale_by_adam(b1=lambda count: 0.9 if count < 2 else 0.5)
+    state = tx.init(jnp.zeros(1))
+    for g in (1.0, 2.0, 3.0, -4.0):
+        _, state = tx.update(jnp.array([g]), state)
+    assert float(state.bias_correction_mu) == pytest.approx(1 - 0.9**2 * 0.5**2)
+
+
 @pytest.mark.parametrize("b2", [0.9, 0.99, 0.999])
 def test_traced_betas_are_as_exact_as_constant_ones(b2):
     # The truth for a traced b2 is the float32 that was passed.

@@ -192,7 +192,7 @@ def test_decay_survives_bfloat16_gradients():
 
 def test_small_updates_of_float32_parameters_survive_float16_gradients():
     params, gradients = jnp.ones(3), jnp.ones(3, jnp.float16)
-    for tx in (adamx.adam(1e-9), adamx.sgd(1e-9), adamx.adamw(1e-9)):
+    for tx in (adamx.adam(1e-9), adamx.sgd(1e-9, 0.9), adamx.adamw(1e-9)):
         updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
         np.testing.assert_allclose(updates, -1e-9, rtol=1e-3)
 

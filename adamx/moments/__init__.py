@@ -1,11 +1,14 @@
 """ARRAY -> ARRAY: the moving averages of the family and how they are stored."""
 
 from adamx.moments._ema import Average as Average
+from adamx.moments._ema import Weight as Weight
 from adamx.moments._ema import average_at as average_at
-from adamx.moments._ema import complement as complement
+from adamx.moments._ema import decay as decay
 from adamx.moments._ema import divide_or_zero as divide_or_zero
 from adamx.moments._ema import scale as scale
 from adamx.moments._ema import update_average as update_average
+from adamx.moments._ema import update_square as update_square
+from adamx.moments._ema import weight_of as weight_of
 from adamx.moments._storage import apply_rule as apply_rule
 from adamx.moments._storage import (
     check_second_moment_dtype as check_second_moment_dtype,

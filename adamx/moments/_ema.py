@@ -2,17 +2,23 @@
 
 The usual form, m <- b m + (1 - b) x, rounds b before it subtracts it from one:
 float32(0.999) leaves 1 - b wrong by 1.3e-5, and the error settles in the average. Here
-the weight w = 1 - b is formed first, in double precision where b is a host number and
-exactly (Sterbenz) where b is an array, and the average moves by the difference:
+w = 1 - b is formed first, in double precision where b is a host number and exactly
+(Sterbenz) where b is an array, and the average moves by the difference, from whichever
+of its two sides is the nearer:
 
-    m <- m + w (x - m)          correction_t = 1 - b^t = -expm1(t log b)
+    m <- m + w (x - m)  if w <= 1/2,    x - b (x - m)  if w > 1/2
 
-Where b may change between steps (a tracer, an array, a schedule) the closed form is
-wrong; there the product of the b's that were applied is carried by its complement:
+(From the far side, a large m would leave its rounding error in a small x: at b = 0 the
+average would not be x.) The bias correction 1 - b^t is -expm1(t log b) where b is
+constant. Where b may change between steps (a tracer, an array, a schedule) that is
+wrong; there the product of the b's that were applied is carried by its complement c,
+and by what rounding kept out of c, since c itself would stop at 1 - 3e-8 / w:
 
-    correction_t = correction_{t-1} + w_t (1 - correction_{t-1})
+    c <- c + w (1 - c)
 
-Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization" (2015), section 3.
+Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization" (2015), section 3;
+the carried rest: Dekker, "A floating-point technique for extending the available
+precision" (1971).
 """
 
 import math
@@ -26,26 +32,40 @@ from adamx._tree import increment
 from adamx._types import scalar_dtype
 
 
+class Weight(NamedTuple):
+    """The weight 1 - b of what is new, in the form that loses nothing.
+
+    Attributes:
+      coefficient: 1 - b if that is at most 1/2, else -b.
+      is_major: whether 1 - b exceeds 1/2; a bool, or a traced one.
+    """
+
+    coefficient: Any
+    is_major: Any
+
+
 class Average(NamedTuple):
     """The scalars of one moving average at one step.
 
     Attributes:
       b: weight of the past, a float where constant, else an array.
-      weight: 1 - b.
+      weight: of what is new.
       correction: 1 - (product of all b's so far): what the average must be divided by.
+      rest: what rounding kept out of `correction`; 0 where b is constant.
     """
 
     b: Any
-    weight: Any
+    weight: Weight
     correction: Any
+    rest: Any
 
     def next_correction(self, count: jax.Array) -> Any:
         """The correction one step later, if b does not change; Nesterov needs it."""
-        return _correction(self.b, increment(count), self.correction)
+        return _correction(self.b, increment(count), self.correction, self.rest)[0]
 
 
 def average_at(
-    name: str, b: Any, count: jax.Array, previous_correction: jax.Array
+    name: str, b: Any, count: jax.Array, previous: jax.Array, rest: jax.Array
 ) -> Average:
     """The scalars of the step that makes the count `count` (the first step: 1).
 
@@ -53,31 +73,62 @@ def average_at(
       name: the argument's name, for errors.
       b: number, array, tracer or schedule; a schedule is asked for step `count` - 1.
       count: int32 scalar >= 1.
-      previous_correction: the correction recorded by the step before, 0 at first.
+      previous, rest: the correction and its rest as recorded by the step before; 0, 0
+        at first.
     """
     before = jnp.maximum(count - jnp.ones((), count.dtype), 0)
-    b = _checks.resolve(name, b, before, allow_16_bit=False)
-    return Average(b, complement(b), _correction(b, count, previous_correction))
+    value = _checks.resolve(name, b, before, allow_16_bit=False)
+    if _checks.is_schedule(b):  # a schedule may return a float, another one next time
+        value = jnp.asarray(value, scalar_dtype())
+    return Average(value, weight_of(value), *_correction(value, count, previous, rest))
 
 
-def complement(b: Any) -> Any:
-    """1 - b: in double precision for a float, exact for an array in [0.5, 1]."""
-    return 1.0 - b if isinstance(b, float) else jnp.ones((), b.dtype) - b
+def weight_of(b: Any) -> Weight:
+    """The weight 1 - b, for a float or an array b."""
+    weight = 1.0 - b
+    if isinstance(b, float):
+        return Weight(weight, False) if weight <= 0.5 else Weight(-b, True)
+    is_major = weight > 0.5
+    return Weight(jnp.where(is_major, -b, weight), is_major)
 
 
-def _correction(b: Any, count: jax.Array, previous: Any) -> Any:
+def _correction(b: Any, count: jax.Array, previous: Any, rest: Any) -> tuple[Any, Any]:
+    """The bias correction and its rest after one more step with b."""
     if isinstance(b, float):
         if b == 0.0:
-            return 1.0
+            return 1.0, 0.0
         steps = count.astype(scalar_dtype())
-        return -jnp.expm1(steps * jnp.asarray(math.log(b), steps.dtype))
-    previous = jnp.asarray(previous, b.dtype)
-    return previous + complement(b) * (jnp.ones((), b.dtype) - previous)
+        return -jnp.expm1(steps * jnp.asarray(math.log(b), steps.dtype)), 0.0
+    high, low = jnp.asarray(previous, b.dtype), jnp.asarray(rest, b.dtype)
+    step = (1.0 - b) * ((1.0 - high) - low) + low
+    total = high + step
+    return total, step - (total - high)
 
 
-def update_average(average: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
-    """average + weight (new - average); `weight` is a real scalar."""
-    return average + scale(new - average, weight)
+def update_average(average: jax.Array, new: jax.Array, weight: Weight) -> jax.Array:
+    """The average moved towards `new`: b average + (1 - b) new."""
+    change = new - average
+    if isinstance(weight.is_major, bool):
+        base = new if weight.is_major else average
+    else:
+        base = jnp.where(weight.is_major, new, average)
+    return base + scale(change, weight.coefficient)
+
+
+def update_square(average: jax.Array, new: jax.Array, weight: Weight) -> jax.Array:
+    """`update_average` for squares, which may overflow: an inf stays an inf.
+
+    (inf + w (x - inf) would be NaN one step after one gradient too many.)
+    """
+    moved = update_average(average, new, weight)
+    return jnp.where(average == jnp.inf, average, moved)
+
+
+def decay(x: jax.Array, weight: Weight) -> jax.Array:
+    """b x, with the same care: x - (1 - b) x for a b near 1."""
+    if isinstance(weight.is_major, bool) and weight.is_major:
+        return -scale(x, weight.coefficient)
+    return update_average(x, jnp.zeros_like(x), weight)
 
 
 def scale(x: jax.Array, factor: jax.Array) -> jax.Array:

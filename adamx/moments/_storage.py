@@ -57,8 +57,15 @@ def check_second_moment_dtype(name: str, dtype: Any, b2: Any) -> Any:
             f"`{name}` must be a real floating dtype or None, got {dtype}; a second "
             "moment is an average of |g|^2, which is real: pass jnp.float32."
         )
-    stalls = _checks.is_constant(b2) and 1 - float(b2) < 2 * float(jnp.finfo(dtype).eps)
-    if stalls:
+    limits = jnp.finfo(dtype)
+    if float(limits.max) < 1e6:
+        warnings.warn(
+            f"`{name}`={dtype} overflows for |g| above {float(limits.max) ** 0.5:.0f}, "
+            "and the element's update is 0 from then on. Use float32 (the default).",
+            UserWarning,
+            stacklevel=3,
+        )
+    if _checks.is_constant(b2) and 1 - float(b2) < 2 * float(limits.eps):
         warnings.warn(
             f"`{name}`={dtype} cannot follow an average with b2={float(b2):g}: a step "
             f"of {1 - float(b2):.1g} of the distance is lost in rounding, and the "
@@ -105,8 +112,8 @@ def apply_rule(
       params: the parameters, which only widen the result; None: unknown.
       signed: moments that have the gradient's sign (mu, trace), by argument name.
       unsigned: real moments that are never negative (nu, nu_max).
-      **scalars: floats or 0-d arrays, handed over in the leaf's real dtype, never in
-        16 bits; None stays None.
+      **scalars: floats or 0-d arrays (or a `Weight` of them), handed over in the leaf's
+        real dtype, never in 16 bits; None and flags stay what they are.
 
     Returns:
       The updates (see `update_dtype`), then the moments in their stored dtypes.
@@ -117,7 +124,7 @@ def apply_rule(
     for moment in unsigned:
         check_gradient(updates, moment)
     if params is not None:
-        _tree.check_same_structure(updates, params, "gradient", "the parameters")
+        _tree.check_like_params(updates, params)
 
     def leaf(g: Any, p: Any, *moments: jax.Array) -> tuple[jax.Array, ...]:
         g = jnp.asarray(g)
@@ -128,9 +135,7 @@ def apply_rule(
         real = real_dtype(dtype)
         inputs = [_load(m, dtype) for m in moments[: len(signed)]]
         inputs += [_load(m, real) for m in moments[len(signed) :]]
-        values = {
-            k: v if v is None else jnp.asarray(v, real) for k, v in scalars.items()
-        }
+        values = jax.tree.map(lambda v: _as_scalar(v, real), scalars)
         update, *new = rule(g.astype(dtype), *inputs, **values)
         chex.assert_equal_shape([update, *new, g])
         return (
@@ -140,6 +145,12 @@ def apply_rule(
 
     moments = (*signed.values(), *unsigned)
     return _tree.map_leaves(leaf, 1 + len(moments), updates, params, *moments)
+
+
+def _as_scalar(value: Any, dtype: Any) -> Any:
+    if isinstance(value, bool) or dtype_of(value) == jnp.bool_:
+        return value
+    return jnp.asarray(value, dtype)
 
 
 def _load(moment: jax.Array, dtype: Any) -> jax.Array:

@@ -36,6 +36,8 @@ class ScaleByAdamState(NamedTuple):
       b1, b2, eps, eps_root: float32 scalars, as used in the last step.
       bias_correction_mu, bias_correction_nu: float32 scalars, 1 - (product of the b's
         of all steps so far); mu_hat = mu / bias_correction_mu. 0 before the first step.
+      correction_rest_mu, correction_rest_nu: float32 scalars, what rounding kept out of
+        the bias corrections; 0 where b1 and b2 are constant.
     """
 
     count: Any
@@ -47,6 +49,8 @@ class ScaleByAdamState(NamedTuple):
     eps_root: Any
     bias_correction_mu: Any
     bias_correction_nu: Any
+    correction_rest_mu: Any
+    correction_rest_nu: Any
 
     def readings(self) -> dict[str, Any]:
         """The steps taken."""
@@ -58,8 +62,8 @@ def adam_leaf(
     mu: jax.Array,
     nu: jax.Array,
     *,
-    weight1: jax.Array,
-    weight2: jax.Array,
+    weight1: moments.Weight,
+    weight2: moments.Weight,
     mu_scale: jax.Array,
     g_scale: jax.Array | None,
     nu_scale: jax.Array,
@@ -70,7 +74,7 @@ def adam_leaf(
 
     Args:
       g, mu, nu: gradient and moments, same shape; nu is real.
-      weight1, weight2: 1 - b1 and 1 - b2.
+      weight1, weight2: of what is new in mu and nu, 1 - b1 and 1 - b2.
       mu_scale, g_scale: the numerator is mu_scale mu + g_scale g; None drops g.
       nu_scale: 1 / (bias correction of nu).
       eps, eps_root: outside and inside the root.
@@ -79,7 +83,7 @@ def adam_leaf(
       update, mu, nu.
     """
     mu = moments.update_average(mu, g, weight1)
-    nu = moments.update_average(nu, _tree.abs_squared(g), weight2)
+    nu = moments.update_square(nu, _tree.abs_squared(g), weight2)
     numerator = moments.scale(mu, mu_scale)
     if g_scale is not None:
         numerator = numerator + moments.scale(g, g_scale)
@@ -111,8 +115,9 @@ def scale_by_adam(
       b1: in [0, 1), memory of the mean: about 1/(1 - b1) steps.
       b2: in [0, 1), memory of the mean square: about 1/(1 - b2) steps.
       eps: >= 0, in units of the gradient: elements whose root mean square is far below
-        it move like eps-scaled SGD. With eps = 0 an element whose gradient was always
-        0 gets the update 0. A |g| below 1e-23 has a square below float32's range.
+        it move like eps-scaled SGD. With eps = 0, an element whose second moment is 0
+        gets the update 0: its gradient was always 0, or below float32's range, which
+        begins at |g| = sqrt(1.2e-38 / (1 - b2)), 3e-18 for b2 = 0.999.
       eps_root: >= 0, in units of the gradient squared; keeps the root differentiable.
       mu_dtype: dtype of mu; None: the parameter's own.
       nesterov: whether the mean looks one step ahead (NAdam).
@@ -153,6 +158,7 @@ def scale_by_adam(
             nu=moments.zeros_squared(params, nu_dtype),
             **_checks.initial_records(b1=b1, b2=b2, eps=eps, eps_root=eps_root),
             **_checks.initial_records(bias_correction_mu=0.0, bias_correction_nu=0.0),
+            **_checks.initial_records(correction_rest_mu=0.0, correction_rest_nu=0.0),
         )
 
     def update(
@@ -164,12 +170,16 @@ def scale_by_adam(
         del extra_args
         _checks.check_state(state, ScaleByAdamState, "scale_by_adam")
         count = _tree.increment(state.count)
-        first = moments.average_at("b1", b1, count, state.bias_correction_mu)
-        second = moments.average_at("b2", b2, count, state.bias_correction_nu)
+        first = moments.average_at(
+            "b1", b1, count, state.bias_correction_mu, state.correction_rest_mu
+        )
+        second = moments.average_at(
+            "b2", b2, count, state.bias_correction_nu, state.correction_rest_nu
+        )
         numerator = {"mu_scale": 1.0 / first.correction, "g_scale": None}
         if nesterov:
             numerator["mu_scale"] = first.b / first.next_correction(count)
-            numerator["g_scale"] = first.weight / first.correction
+            numerator["g_scale"] = (1.0 - first.b) / first.correction
         used = _checks.resolve_all(state.count, eps=eps, eps_root=eps_root)
         updates, mu, nu = moments.apply_rule(
             adam_leaf,
@@ -186,6 +196,7 @@ def scale_by_adam(
         used |= {"b1": first.b, "b2": second.b}
         used |= {"bias_correction_mu": first.correction}
         used |= {"bias_correction_nu": second.correction}
+        used |= {"correction_rest_mu": first.rest, "correction_rest_nu": second.rest}
         return updates, ScaleByAdamState(
             count=count, mu=mu, nu=nu, **_checks.records(used, state.b1.dtype)
         )

@@ -32,6 +32,8 @@ class ScaleByAdamaxState(NamedTuple):
       nu: tree like the parameters, real, decaying maximum of |g| + eps.
       b1, b2, eps: float32 scalars, as used in the last step.
       bias_correction_mu: float32 scalar, 1 - b1^t; 0 before the first step.
+      correction_rest_mu: float32 scalar, what rounding kept out of it; 0 where b1 is
+        constant.
     """
 
     count: Any
@@ -41,6 +43,7 @@ class ScaleByAdamaxState(NamedTuple):
     b2: Any
     eps: Any
     bias_correction_mu: Any
+    correction_rest_mu: Any
 
     def readings(self) -> dict[str, Any]:
         """The steps taken."""
@@ -52,8 +55,8 @@ def adamax_leaf(
     mu: jax.Array,
     nu: jax.Array,
     *,
-    weight1: jax.Array,
-    weight2: jax.Array,
+    weight1: moments.Weight,
+    weight2: moments.Weight,
     mu_scale: jax.Array,
     eps: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -61,7 +64,7 @@ def adamax_leaf(
 
     Args:
       g, mu, nu: gradient and moments, same shape; nu is real.
-      weight1, weight2: 1 - b1 and 1 - b2.
+      weight1, weight2: 1 - b1 and 1 - b2, the parts that are new or lost.
       mu_scale: 1 / (bias correction of mu).
       eps: added to |g|.
 
@@ -69,8 +72,8 @@ def adamax_leaf(
       update, mu, nu.
     """
     mu = moments.update_average(mu, g, weight1)
-    # b2 nu as nu - (1 - b2) nu: b2 rounded to float32 drifts by 1.3e-5 in 1,000 steps.
-    nu = jnp.maximum(nu - nu * weight2, jnp.abs(g) + eps)
+    # b2 rounded to float32 would drift by 1.3e-5 in 1,000 steps: see moments.decay.
+    nu = jnp.maximum(moments.decay(nu, weight2), jnp.abs(g) + eps)
     return moments.divide_or_zero(moments.scale(mu, mu_scale), nu), mu, nu
 
 
@@ -115,7 +118,8 @@ def scale_by_adamax(
             count=jnp.zeros((), jnp.int32),
             mu=moments.zeros(params, mu_dtype),
             nu=moments.zeros_squared(params, nu_dtype),
-            **_checks.initial_records(b1=b1, b2=b2, eps=eps, bias_correction_mu=0.0),
+            **_checks.initial_records(b1=b1, b2=b2, eps=eps),
+            **_checks.initial_records(bias_correction_mu=0.0, correction_rest_mu=0.0),
         )
 
     def update(
@@ -127,7 +131,9 @@ def scale_by_adamax(
         del extra_args
         _checks.check_state(state, ScaleByAdamaxState, "scale_by_adamax")
         count = _tree.increment(state.count)
-        first = moments.average_at("b1", b1, count, state.bias_correction_mu)
+        first = moments.average_at(
+            "b1", b1, count, state.bias_correction_mu, state.correction_rest_mu
+        )
         used = _checks.resolve_all(state.count, b2=b2, eps=eps)
         updates, mu, nu = moments.apply_rule(
             adamax_leaf,
@@ -136,11 +142,12 @@ def scale_by_adamax(
             {"mu_dtype": state.mu},
             [state.nu],
             weight1=first.weight,
-            weight2=moments.complement(used["b2"]),
+            weight2=moments.weight_of(used["b2"]),
             mu_scale=1.0 / first.correction,
             eps=used["eps"],
         )
         used |= {"b1": first.b, "bias_correction_mu": first.correction}
+        used |= {"correction_rest_mu": first.rest}
         return updates, ScaleByAdamaxState(
             count, mu, nu, **_checks.records(used, state.b1.dtype)
         )

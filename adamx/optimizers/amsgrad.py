@@ -36,6 +36,8 @@ class ScaleByAmsgradState(NamedTuple):
       b1, b2, eps, eps_root: float32 scalars, as used in the last step.
       bias_correction_mu, bias_correction_nu: float32 scalars, what mu and nu were
         divided by: 1 where the correction is off; 0 before the first step where on.
+      correction_rest_mu, correction_rest_nu: float32 scalars, what rounding kept out of
+        the bias corrections; 0 where b1 and b2 are constant.
     """
 
     count: Any
@@ -48,6 +50,8 @@ class ScaleByAmsgradState(NamedTuple):
     eps_root: Any
     bias_correction_mu: Any
     bias_correction_nu: Any
+    correction_rest_mu: Any
+    correction_rest_nu: Any
 
     def readings(self) -> dict[str, Any]:
         """The steps taken."""
@@ -60,8 +64,8 @@ def amsgrad_leaf(
     nu: jax.Array,
     nu_max: jax.Array,
     *,
-    weight1: jax.Array,
-    weight2: jax.Array,
+    weight1: moments.Weight,
+    weight2: moments.Weight,
     mu_scale: jax.Array,
     scale_before_maximum: jax.Array,
     scale_after_maximum: jax.Array,
@@ -72,7 +76,7 @@ def amsgrad_leaf(
 
     Args:
       g, mu, nu, nu_max: gradient and moments, same shape; nu and nu_max are real.
-      weight1, weight2: 1 - b1 and 1 - b2.
+      weight1, weight2: of what is new in mu and nu, 1 - b1 and 1 - b2.
       mu_scale: 1 / (bias correction of mu).
       scale_before_maximum, scale_after_maximum: 1 / (bias correction of nu) in the one
         place, 1 in the other.
@@ -82,7 +86,7 @@ def amsgrad_leaf(
       update, mu, nu, nu_max.
     """
     mu = moments.update_average(mu, g, weight1)
-    nu = moments.update_average(nu, _tree.abs_squared(g), weight2)
+    nu = moments.update_square(nu, _tree.abs_squared(g), weight2)
     nu_max = jnp.maximum(nu_max, nu * scale_before_maximum)
     denominator = jnp.sqrt(nu_max * scale_after_maximum + eps_root) + eps
     update = moments.divide_or_zero(moments.scale(mu, mu_scale), denominator)
@@ -145,6 +149,8 @@ def scale_by_amsgrad(
             **_checks.initial_records(
                 bias_correction_mu=0.0 if bias_correction_mu else 1.0,
                 bias_correction_nu=0.0 if bias_correction_nu else 1.0,
+                correction_rest_mu=0.0,
+                correction_rest_nu=0.0,
             ),
         )
 
@@ -157,8 +163,12 @@ def scale_by_amsgrad(
         del extra_args
         _checks.check_state(state, ScaleByAmsgradState, "scale_by_amsgrad")
         count = _tree.increment(state.count)
-        first = moments.average_at("b1", b1, count, state.bias_correction_mu)
-        second = moments.average_at("b2", b2, count, state.bias_correction_nu)
+        first = moments.average_at(
+            "b1", b1, count, state.bias_correction_mu, state.correction_rest_mu
+        )
+        second = moments.average_at(
+            "b2", b2, count, state.bias_correction_nu, state.correction_rest_nu
+        )
         correction_mu = first.correction if bias_correction_mu else 1.0
         correction_nu = second.correction if bias_correction_nu else 1.0
         is_before = maximum_of == "nu_hat"
@@ -179,6 +189,7 @@ def scale_by_amsgrad(
         used |= {"b1": first.b, "b2": second.b}
         used |= {"bias_correction_mu": correction_mu}
         used |= {"bias_correction_nu": correction_nu}
+        used |= {"correction_rest_mu": first.rest, "correction_rest_nu": second.rest}
         return updates, ScaleByAmsgradState(
             count, mu, nu, nu_max, **_checks.records(used, state.b1.dtype)
         )

@@ -39,6 +39,7 @@ class ScaleByRmsState(NamedTuple):
       decay, eps: float32 scalars, as used in the last step.
       bias_correction_nu: float32 scalar, what nu (and mu) was divided by: 1 unless bias
         correction is on. 0 before its first step.
+      correction_rest_nu: float32 scalar, what rounding kept out of it.
     """
 
     count: Any
@@ -47,6 +48,7 @@ class ScaleByRmsState(NamedTuple):
     decay: Any
     eps: Any
     bias_correction_nu: Any
+    correction_rest_nu: Any
 
     def readings(self) -> dict[str, Any]:
         """The steps taken, where they are counted."""
@@ -57,7 +59,7 @@ def rms_leaf(
     g: jax.Array,
     nu: jax.Array,
     *,
-    weight: jax.Array,
+    weight: moments.Weight,
     correction_scale: jax.Array,
     eps: jax.Array,
     eps_root: jax.Array,
@@ -73,7 +75,7 @@ def rms_leaf(
     Returns:
       update, nu.
     """
-    nu = moments.update_average(nu, _tree.abs_squared(g), weight)
+    nu = moments.update_square(nu, _tree.abs_squared(g), weight)
     denominator = jnp.sqrt(nu * correction_scale + eps_root) + eps
     return moments.divide_or_zero(g, denominator), nu
 
@@ -83,14 +85,14 @@ def centered_rms_leaf(
     mu: jax.Array,
     nu: jax.Array,
     *,
-    weight: jax.Array,
+    weight: moments.Weight,
     correction_scale: jax.Array,
     eps: jax.Array,
     eps_root: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One leaf of centred RMSProp; see `rms_leaf`. Returns update, mu, nu."""
     mu = moments.update_average(mu, g, weight)
-    nu = moments.update_average(nu, _tree.abs_squared(g), weight)
+    nu = moments.update_square(nu, _tree.abs_squared(g), weight)
     mean = moments.scale(mu, correction_scale)
     # Rounding can make the variance of a constant gradient negative.
     variance = jnp.maximum(nu * correction_scale - _tree.abs_squared(mean), 0)
@@ -150,12 +152,16 @@ def scale_by_rms(
     is_counted = bias_correction or callable(decay) or callable(eps)
 
     def init(params: PyTree) -> ScaleByRmsState:
+        fill = _checks.resolve("initial_scale", initial_scale, None)
         return ScaleByRmsState(
             count=jnp.zeros((), jnp.int32) if is_counted else None,
             mu=moments.zeros(params, mu_dtype) if centered else None,
-            nu=moments.zeros_squared(params, nu_dtype, initial_scale),
+            nu=moments.zeros_squared(params, nu_dtype, fill),
             **_checks.initial_records(
-                decay=decay, eps=eps, bias_correction_nu=0.0 if bias_correction else 1.0
+                decay=decay,
+                eps=eps,
+                bias_correction_nu=0.0 if bias_correction else 1.0,
+                correction_rest_nu=0.0,
             ),
         )
 
@@ -169,7 +175,9 @@ def scale_by_rms(
         _checks.check_state(state, ScaleByRmsState, "scale_by_rms")
         before = state.count if is_counted else jnp.zeros((), jnp.int32)
         count = _tree.increment(before)
-        second = moments.average_at("decay", decay, count, state.bias_correction_nu)
+        second = moments.average_at(
+            "decay", decay, count, state.bias_correction_nu, state.correction_rest_nu
+        )
         correction = second.correction if bias_correction else 1.0
         used = _checks.resolve_all(before, eps=eps)
         updates, *new = moments.apply_rule(
@@ -184,6 +192,7 @@ def scale_by_rms(
             eps_root=used["eps"] if eps_in_sqrt else 0.0,
         )
         used |= {"decay": second.b, "bias_correction_nu": correction}
+        used |= {"correction_rest_nu": second.rest if bias_correction else 0.0}
         return updates, ScaleByRmsState(
             count=count if is_counted else None,
             mu=new[0] if centered else None,

@@ -46,22 +46,21 @@ def momentum_leaf(
     g: jax.Array,
     trace: jax.Array,
     *,
-    weight: jax.Array,
+    weight: moments.Weight,
     decay: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """One leaf of momentum.
 
     Args:
       g, trace: gradient and decaying sum, same shape.
-      weight: 1 - decay; the sum loses this part of itself.
+      weight: 1 - decay, the part of itself that the sum loses.
       decay: weight of the sum in Nesterov's update; None for heavy ball.
 
     Returns:
       update, trace.
     """
-    # decay * trace as trace - (1 - decay) trace: float32(0.9) is wrong by 2.6e-8, and
-    # the sum would multiply that by its memory.
-    trace = g + (trace - moments.scale(trace, weight))
+    # float32(0.9) is wrong by 2.6e-8; the sum would multiply that by its memory.
+    trace = g + moments.decay(trace, weight)
     if decay is None:
         return trace, trace
     return g + moments.scale(trace, decay), trace
@@ -122,7 +121,7 @@ def scale_by_momentum(
             updates,
             params,
             {"accumulator_dtype": state.trace},
-            weight=moments.complement(used["decay"]),
+            weight=moments.weight_of(used["decay"]),
             decay=used["decay"] if nesterov else None,
         )
         step = _tree.increment(state.step) if scheduled else None
@@ -159,12 +158,10 @@ def sgd(
     """
     _checks.check_flag("nesterov", nesterov)
     accumulator_dtype = _checks.check_dtype("accumulator_dtype", accumulator_dtype)
-    first = (
-        optax.identity()
-        if momentum is None
-        else scale_by_momentum(momentum, nesterov, accumulator_dtype)
-    )
-    return wide_chain(first, scale_by_learning_rate(learning_rate))
+    last = scale_by_learning_rate(learning_rate)
+    if momentum is None:  # one stage rounds once; updates have the gradient's dtype
+        return optax.with_extra_args_support(optax.chain(optax.identity(), last))
+    return wide_chain(scale_by_momentum(momentum, nesterov, accumulator_dtype), last)
 
 
 def momentum(

@@ -35,8 +35,6 @@ def wide_chain(*stages: GradientTransformation) -> GradientTransformationExtraAr
         _tree.check_inexact(updates, "gradient")
         widened = jax.tree.map(_tree.wide, updates)
         new, state = inner.update(widened, state, params, **extra_args)
-        if params is not None:  # behind the stages: what they find is more telling
-            _tree.check_same_structure(updates, params, "gradient", "the parameters")
 
         def narrow(g: Any, u: Any, p: Any) -> tuple[jax.Array]:
             return (u.astype(update_dtype(g, p)),)

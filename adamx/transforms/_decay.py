@@ -87,7 +87,7 @@ def add_decoupled_weight_decay(
         rate = _checks.resolve("weight_decay", weight_decay, count)
         return AddDecoupledWeightDecayState(
             step=count if scheduled else None,
-            applied_weight_decay=jnp.asarray(rate, scalar_dtype()),
+            applied_weight_decay=_checks.record(rate, scalar_dtype()),
         )
 
     def update(
@@ -107,10 +107,10 @@ def add_decoupled_weight_decay(
                 "`params` must be the current parameters, got None: weight decay is a "
                 "multiple of them. Call tx.update(gradients, state, params)."
             )
-        _tree.check_same_structure(updates, params, "gradient", "the parameters")
+        _tree.check_like_params(updates, params)
         _tree.check_inexact(updates, "gradient")
         rate = _checks.resolve("weight_decay", weight_decay, state.step)
-        recorded = jnp.asarray(rate, state.applied_weight_decay.dtype)
+        recorded = _checks.record(rate, state.applied_weight_decay.dtype)
         after = _tree.increment(state.step) if scheduled else None
         if not is_nothing:
             decays = _expand_mask(mask, params)

@@ -95,7 +95,7 @@ def scale_by_learning_rate(
         del params
         count = jnp.zeros((), jnp.int32)
         rate = _checks.resolve("learning_rate", learning_rate, count)
-        return kind(count, jnp.asarray(rate, scalar_dtype()))
+        return kind(count, _checks.record(rate, scalar_dtype()))
 
     def update(
         updates: PyTree,
@@ -103,13 +103,15 @@ def scale_by_learning_rate(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, tuple[Any, ...]]:
-        del params, extra_args
+        del extra_args
         _checks.check_state(state, kind, "scale_by_learning_rate")
         _tree.check_inexact(updates, "update")
+        if params is not None:
+            _tree.check_like_params(updates, params)
         before, last = state
         rate = _checks.resolve("learning_rate", learning_rate, before)
         scaled = scale_tree(updates, -rate if flip_sign else rate)
-        return scaled, kind(_tree.increment(before), jnp.asarray(rate, last.dtype))
+        return scaled, kind(_tree.increment(before), _checks.record(rate, last.dtype))
 
     return GradientTransformationExtraArgs(init, update)
 
