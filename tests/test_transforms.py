@@ -89,8 +89,8 @@ def test_below_the_limit_nothing_changes():
 def test_norm_of_large_and_of_many_leaves():
     ones = jnp.ones(30_000_000)  # a single float32 sum would stop at 16,777,216
     assert float(_tree.global_norm(ones)) == pytest.approx(np.sqrt(3e7), rel=1e-6)
-    tree = [jnp.full((7,), float(i)) for i in range(100)] + [jnp.ones((9,)) * 2]
-    want = np.sqrt(7 * sum(i * i for i in range(100)) + 36)
+    tree = [jnp.full((7,), float(i)) for i in range(150)] + [jnp.ones((9,)) * 2]
+    want = np.sqrt(7 * sum(i * i for i in range(150)) + 36)
     assert float(jax.jit(_tree.global_norm)(tree)) == pytest.approx(want, rel=1e-6)
     mixed = [jnp.ones(4, jnp.bfloat16), jnp.ones(4, jnp.complex64) * 1j]
     assert float(_tree.global_norm(mixed)) == pytest.approx(np.sqrt(8))
@@ -105,6 +105,8 @@ def test_many_small_leaves_are_reduced_in_groups():
     jaxpr = jax.make_jaxpr(_tree.global_norm)(leaves)
     reductions = [e for e in jaxpr.eqns if e.primitive.name == "reduce_sum"]
     assert len(reductions) == 63 + 1
+    few = jax.make_jaxpr(_tree.global_norm)(leaves[:100])
+    assert sum(e.primitive.name == "reduce_sum" for e in few.eqns) == 100 + 1
 
 
 def test_clipping_materialises_no_clipped_tree():

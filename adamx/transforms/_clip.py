@@ -14,6 +14,7 @@ Networks" (2013), Algorithm 1.
 from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from adamx import _checks, _tree
@@ -99,6 +100,8 @@ def clip_by_global_norm(max_norm: Any) -> GradientTransformationExtraArgs:
         # `norm <= limit` is False for NaN, so a NaN reaches the factor.
         one = jnp.ones((), norm.dtype)
         factor = jnp.where(norm <= limit, one, limit / norm)
+        # Computed once: fused into every leaf's loops, it costs a tenth of the step.
+        factor = jax.lax.optimization_barrier(factor)
         if is_recorded:
             state = ClipByGlobalNormState(norm.astype(state.grad_norm.dtype))
         return scale_tree(updates, factor), state
