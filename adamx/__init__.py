@@ -1,4 +1,16 @@
-"""adamx: the Adam family for JAX, as Optax-compatible gradient transformations."""
+"""adamx: the Adam family for JAX, as Optax-compatible gradient transformations.
+
+Optimizers: sgd momentum rmsprop adam adam_l2 adamw nadam nadamw amsgrad adamax.
+Stages: scale_by_adam scale_by_momentum scale_by_rms scale_by_amsgrad scale_by_adamax
+add_decoupled_weight_decay clip_by_global_norm scale_by_learning_rate.
+Beside them: schedules, read(state), apply_updates(params, updates).
+
+    tx = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(3e-4))
+    state = tx.init(params)
+    updates, state = tx.update(gradients, state, params)
+    params = adamx.apply_updates(params, updates)
+    adamx.read(state).scalars()
+"""
 
 from adamx import schedules as schedules
 from adamx.apply import apply_updates as apply_updates

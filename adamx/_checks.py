@@ -330,13 +330,23 @@ def resolve(name: str, value: Any, count: Any, *, allow_16_bit: bool = True) -> 
 def check_state(state: Any, kind: type, name: str) -> None:
     """Raises TypeError unless `state` is what this transformation's init returns."""
     if not isinstance(state, kind):
-        raise TypeError(
-            f"`state` must be the {kind.__name__} that init of {name} returns, got "
-            f"{describe_value(state)}. Is it the state of another optimizer, or are "
-            "arguments swapped? Call tx.update(gradients, state, params) with the "
-            "state of tx.init(params); a restored checkpoint must be put back into "
-            "that structure."
+        raise state_error(state, f"{kind.__module__}.{kind.__qualname__}", name)
+
+
+def state_error(state: Any, expected: str, name: str) -> TypeError:
+    """The error for a state that another init returned, or that is no state."""
+    got = f"{type(state).__module__}.{type(state).__qualname__}"
+    if got.startswith("optax."):
+        got += (
+            " (Optax's states have fewer fields: start from tx.init(params) and carry "
+            "the moments over with state._replace(count=..., mu=..., nu=...))"
         )
+    return TypeError(
+        f"`state` must be the {expected} that init of {name} returns, got {got}. Is it "
+        "the state of another optimizer, or are arguments swapped? Call "
+        "tx.update(gradients, state, params) with the state of tx.init(params); a "
+        "restored checkpoint must be put back into that structure."
+    )
 
 
 def resolve_all(count: Any, **values: Any) -> dict[str, Any]:

@@ -31,6 +31,8 @@ MaskedNode = optax.MaskedNode
 
 def dtype_of(x: Any) -> Any:
     """The dtype of an array, of its shape-and-dtype stand-in, or of a Python number."""
+    if isinstance(x, np.ndarray):  # float64 is float32 to JAX, unless x64 is on
+        return jax.dtypes.canonicalize_dtype(x.dtype)
     return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adamx import _tree
@@ -32,12 +33,14 @@ class Readable(Protocol):
         ...
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """What one optimizer state says about its last step.
 
     Attributes:
-      count: steps taken. None where no stage counts.
+      count: steps taken (under `optax.MultiSteps`, updates, not micro-steps). None
+        where no stage counts.
       learning_rate: the rate last applied, in parameter units per step; before the
         first step, the rate that it will have. A float, or a dict by group where
         several learning-rate stages are found (as with optax.partition).
@@ -59,7 +62,8 @@ class Reading:
     def scalars(self) -> dict[str, float]:
         """A flat dict for any logger: 'count', 'learning_rate' or 'learning_rate/a'.
 
-        What was not recorded is left out; of a batched value, the mean is given.
+        What was not recorded is left out; of a batched value, the mean is given. Inside
+        jit the values are tracers, to be returned with the loss.
         """
         flat: dict[str, float] = {}
         for field in dataclasses.fields(self):
@@ -68,7 +72,7 @@ class Reading:
             for group, number in entries.items():
                 if number is not None:
                     key = f"{field.name}/{group}" if group else field.name
-                    flat[key] = float(np.mean(np.asarray(number)))
+                    flat[key] = _mean(number)
         return flat
 
 
@@ -76,7 +80,8 @@ def read(state: PyTree) -> Reading:
     """What the optimizer did in its last step, from any state that holds ours.
 
     Args:
-      state: an optimizer state, however nested. Foreign states are passed over.
+      state: an optimizer state, however nested; a Flax `nnx.Optimizer` or `TrainState`
+        will do. Foreign states are passed over.
 
     Returns:
       A `Reading`; all its fields are None where nothing in `state` is readable.
@@ -121,6 +126,12 @@ def _to_host(value: Any) -> Any:
         return value
     array = np.asarray(value)
     return array.item() if array.ndim == 0 else array
+
+
+def _mean(number: Any) -> Any:
+    if isinstance(number, jax.core.Tracer):
+        return jnp.mean(number)
+    return float(np.mean(np.asarray(number)))
 
 
 def _largest(values: Mapping[Any, Any] | None) -> Any:

@@ -211,6 +211,9 @@ UPDATE = {
     "state and parameters swapped": (
         lambda tx: tx.update(_gradients(), (PARAMS,) * 3, tx.init(PARAMS)), TypeError,
         "`state` swapped"),
+    "state and parameters swapped outright": (
+        lambda tx: tx.update(_gradients(), PARAMS, tx.init(PARAMS)), TypeError,
+        "`state` tuple of 3 states swapped builtins.dict"),
     "parameters of another structure": (
         lambda tx: _update(tx, _gradients(), params={"dense": jnp.ones(2)}), ValueError,
         "parameters 'dense"),

@@ -110,6 +110,10 @@ def test_inside_jit_a_reading_holds_tracers():
         reading = adamx.read(state)
         return reading.learning_rate, reading.count
 
+    scalars = jax.jit(lambda state: adamx.read(state).scalars())(tx.init(PARAMS))
+    assert scalars == {"count": 0.0, "learning_rate": 1.0}
+    reading = jax.jit(adamx.read)(tx.init(PARAMS))
+    assert float(reading.learning_rate) == 1.0
     learning_rate, count = rate(tx.init(PARAMS))
     assert (float(learning_rate), int(count)) == (1.0, 1)
 

@@ -103,6 +103,8 @@ def scale_by_adam(
 ) -> GradientTransformationExtraArgs:
     """Replaces the gradient by Adam's direction, of size about 1 per element.
 
+        mu <- b1 mu + (1 - b1) g,      mu_hat = mu / (1 - b1^t)
+        nu <- b2 nu + (1 - b2) |g|^2,  nu_hat = nu / (1 - b2^t)
         update = mu_hat / (sqrt(nu_hat + eps_root) + eps)
 
     With `nesterov`, mu_hat is b1 mu / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t).

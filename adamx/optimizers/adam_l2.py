@@ -55,6 +55,8 @@ def adam_l2(
     >>> updates, _ = tx.update(jnp.zeros(2), tx.init(params), params)
     >>> [round(float(u), 6) for u in updates]  # the size of the decay is divided away
     [-0.1, -0.1]
+
+    Source: Loshchilov & Hutter (2019), Algorithm 2, line 6.
     """
     _checks.check_weight_decay("weight_decay", weight_decay)
     return wide_chain(

@@ -178,6 +178,8 @@ def adamax(
     >>> updates, _ = tx.update(jnp.array([0.5]), tx.init(jnp.zeros(1)))
     >>> round(float(updates[0]), 6)
     -0.002
+
+    Source: Kingma & Ba (2015), Algorithm 2.
     """
     return wide_chain(
         scale_by_adamax(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype),

@@ -33,6 +33,8 @@ def adamw(
 ) -> GradientTransformationExtraArgs:
     """Adam, and every parameter shrinks by learning_rate * weight_decay a step.
 
+        p <- p - learning_rate * (mu_hat / (sqrt(nu_hat) + eps) + weight_decay * p)
+
     Against `adam_l2`, where the decay joins the gradient and is divided by sqrt(nu):
     here a parameter with large gradients decays as fast as one with small gradients.
 
@@ -53,6 +55,9 @@ def adamw(
     >>> updates, state = tx.update(jnp.zeros(1), tx.init(params), params)
     >>> round(float(optax.apply_updates(params, updates)[0]), 6)
     0.95
+
+    Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization" (2019),
+    Algorithm 2.
     """
     _checks.check_weight_decay("weight_decay", weight_decay)
     return wide_chain(

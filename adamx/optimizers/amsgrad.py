@@ -225,6 +225,8 @@ def amsgrad(
     >>> updates, _ = tx.update(jnp.array([0.5]), tx.init(jnp.zeros(1)))
     >>> round(float(updates[0]), 6)
     -0.001
+
+    Source: Reddi, Kale & Kumar, "On the Convergence of Adam and Beyond" (2018).
     """
     return wide_chain(
         scale_by_amsgrad(

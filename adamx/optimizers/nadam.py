@@ -38,6 +38,8 @@ def nadam(
     >>> updates, _ = tx.update(jnp.array([0.5]), tx.init(jnp.zeros(1)))
     >>> round(float(updates[0]), 6)  # 0.9 * 0.1 / 0.19 + 0.1 / 0.1 = 1.473684
     -0.001474
+
+    Source: Dozat, "Incorporating Nesterov Momentum into Adam" (2016).
     """
     return adam(
         learning_rate,

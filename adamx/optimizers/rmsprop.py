@@ -238,6 +238,8 @@ def rmsprop(
     >>> updates, _ = tx.update(jnp.array([-4.0]), tx.init(jnp.zeros(1)))
     >>> round(float(updates[0]), 6)
     0.2
+
+    Source: Tieleman & Hinton (2012); centred: Graves (2013), equations 38 to 41.
     """
     _checks.check_flag("nesterov", nesterov)
     last = (

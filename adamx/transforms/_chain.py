@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import optax
 
-from adamx import _tree
+from adamx import _checks, _tree
 from adamx._types import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -32,6 +32,10 @@ def wide_chain(*stages: GradientTransformation) -> GradientTransformationExtraAr
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, Any]:
+        if not isinstance(state, tuple) or len(state) != len(stages):
+            raise _checks.state_error(
+                state, f"tuple of {len(stages)} states", "the optimizer"
+            )
         _tree.check_inexact(updates, "gradient")
         widened = jax.tree.map(_tree.wide, updates)
         new, state = inner.update(widened, state, params, **extra_args)

@@ -44,6 +44,8 @@ class ClipByGlobalNormState(NamedTuple):
 def clip_by_global_norm(max_norm: Any) -> GradientTransformationExtraArgs:
     """Scales the gradient down to a global norm of at most `max_norm`.
 
+        update = g * min(1, max_norm / norm),   norm = sqrt(sum of all |g|^2)
+
     The norm is taken in float32 (float64 for float64 gradients), so float16 gradients
     of 300 are clipped, not lost. It is kept in the state: `read(state).grad_norm`.
 
@@ -68,6 +70,8 @@ def clip_by_global_norm(max_norm: Any) -> GradientTransformationExtraArgs:
     >>> updates, state = tx.update(g, tx.init(g))
     >>> [round(float(updates[k][0]), 6) for k in "ab"], float(state.grad_norm)
     ([0.6, 0.8], 5.0)
+
+    Source: Pascanu, Mikolov & Bengio (2013), Algorithm 1.
     """
     _checks.check_non_negative(
         "max_norm",
