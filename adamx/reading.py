@@ -45,7 +45,8 @@ class Reading:
         first step, the rate that it will have. A float, or a dict by group where
         several learning-rate stages are found (as with optax.partition).
       grad_norm: global norm of the gradient as the norm-taking stage (clipping) saw it,
-        before clipping; 0 before the first step. None where no stage computes it.
+        before clipping; 0 before the first step. None where no stage computes it; a
+        dict by group where several do.
       weight_decay: the decay rate last applied; a float, or a dict by group.
       skipped: steps skipped. None where no stage skips.
 
@@ -55,7 +56,7 @@ class Reading:
 
     count: Number | None = None
     learning_rate: ByGroup | None = None
-    grad_norm: Number | None = None
+    grad_norm: ByGroup | None = None
     weight_decay: ByGroup | None = None
     skipped: Number | None = None
 
@@ -103,7 +104,7 @@ def read(state: PyTree) -> Reading:
     return Reading(
         count=_largest(found.get("count")),
         learning_rate=_by_group(found.get("learning_rate")),
-        grad_norm=_first(found.get("grad_norm")),
+        grad_norm=_by_group(found.get("grad_norm")),
         weight_decay=_by_group(found.get("weight_decay")),
         skipped=_first(found.get("skipped")),
     )

@@ -4,6 +4,7 @@ The contract tests run over this table; a new optimizer is one more row.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,11 @@ class Row:
     def id(self) -> str:
         """Name and label, for pytest."""
         return f"{self.name}-{self.label}"
+
+    @property
+    def arguments(self) -> Any:
+        """The parameters of our factory's signature, by name."""
+        return inspect.signature(getattr(adamx, self.name)).parameters
 
     def make(self, learning_rate: Any = LR, **more: Any) -> Any:
         """Our transformation."""
@@ -145,5 +151,6 @@ ROWS = [
     Row("adamax", "off", OFF, reference=reference.adamax, twin="adamax"),
 ]
 
-# One row for each name: what does not depend on hyperparameters is tested on these.
+# One row for each name, the last: what does not depend on hyperparameters is tested on
+# these. (So `sgd` is tested with momentum; without, in the tests over all rows.)
 NAMES = list({row.name: row for row in ROWS}.values())

@@ -28,7 +28,7 @@ NESTED = {
     "masked": optax.masked(CHAIN, True),
     "partition": optax.partition({"x": CHAIN}, "x"),
     "apply_if_finite": optax.apply_if_finite(CHAIN, 2),
-    "lookahead in a chain": optax.chain(optax.zero_nans(), CHAIN),
+    "behind a foreign stage": optax.chain(optax.zero_nans(), CHAIN),
 }
 
 
@@ -72,6 +72,13 @@ def test_rates_by_group():
         "learning_rate/head": pytest.approx(1e-2),
         "learning_rate/body": pytest.approx(0.8),
     }
+
+
+def test_norms_by_group():
+    make = lambda: optax.chain(adamx.clip_by_global_norm(1.0), adamx.adam(1e-2))  # noqa: E731
+    tx = optax.partition({"x": make(), "y": make()}, {"a": "x", "b": "y"})
+    norms = after(tx)[0].grad_norm
+    assert norms == {"x": pytest.approx(3**0.5), "y": pytest.approx(2.0)}
 
 
 def test_two_rates_without_names_are_told_apart_by_position():

@@ -30,12 +30,12 @@ class ScaleByMomentumState(NamedTuple):
     Attributes:
       step: int32 scalar; None unless the decay is a schedule, whose position it is.
       trace: tree like the parameters, decaying sum of the gradients.
-      decay: float32 scalar, as used in the last step.
+      trace_decay: float32 scalar, the decay as used in the last step.
     """
 
     step: Any
     trace: PyTree
-    decay: Any
+    trace_decay: Any
 
     def readings(self) -> dict[str, Any]:
         """The schedule's position."""
@@ -104,7 +104,7 @@ def scale_by_momentum(
         return ScaleByMomentumState(
             step=jnp.zeros((), jnp.int32) if scheduled else None,
             trace=moments.zeros(params, accumulator_dtype),
-            **_checks.initial_records(decay=decay),
+            trace_decay=_checks.initial_records(decay=decay)["decay"],
         )
 
     def update(
@@ -125,8 +125,8 @@ def scale_by_momentum(
             decay=used["decay"] if nesterov else None,
         )
         step = _tree.increment(state.step) if scheduled else None
-        records = _checks.records(used, state.decay.dtype)
-        return updates, ScaleByMomentumState(step=step, trace=trace, **records)
+        record = _checks.record(used["decay"], state.trace_decay.dtype)
+        return updates, ScaleByMomentumState(step, trace, record)
 
     return GradientTransformationExtraArgs(init, update)
 
