@@ -8,6 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Bytes of temporaries of a clipped step, over the bytes of the parameters. XLA of jax
+# 0.6 writes the squared gradient to memory before it sums; that of 0.10 does not.
+IS_OLD_XLA = tuple(map(int, jax.__version__.split(".")[:2])) < (0, 10)
+TEMPORARIES = 1.02 if IS_OLD_XLA else 0.02
+
 
 @contextlib.contextmanager
 def enable_x64() -> Iterator[None]:

@@ -123,6 +123,10 @@ def test_public_docstrings_are_complete(name):
         assert "Source:" in module, "the module names no source"
 
 
+# Positional arguments of Optax 0.2.8 that the oldest supported version lacks.
+NEWER_IN_OPTAX = {"bias_correction_mu", "bias_correction_nu"}
+
+
 def test_optimizers_follow_optax_order():
     import optax
 
@@ -137,7 +141,7 @@ def test_optimizers_follow_optax_order():
                 break
             assert a.name == b.name, name
             assert a.default == b.default, f"{name}({a.name})"
-        extra = {p.name for p in mine} - {p.name for p in theirs}
+        extra = {p.name for p in mine} - {p.name for p in theirs} - NEWER_IN_OPTAX
         kinds = {p.kind for p in mine if p.name in extra}
         assert kinds <= {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
         assert {p.name for p in theirs} <= {p.name for p in mine}, name
