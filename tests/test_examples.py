@@ -5,11 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-
-plt = pytest.importorskip("matplotlib.pyplot")
-pytest.importorskip("sklearn")
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -11,9 +11,6 @@ import pytest
 
 from tests.optax_own import breaks, cases, runner
 
-pytest.importorskip("absl", reason="Optax's tests need the extra `tests`")
-pytest.importorskip("sklearn", reason="Optax's tests need the extra `tests`")
-
 FAST = ["alias", "others", "sharding", "stages"]
 
 

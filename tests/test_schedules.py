@@ -630,7 +630,8 @@ def test_a_traced_step_count_is_named():
 
 @pytest.fixture
 def plt():
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
