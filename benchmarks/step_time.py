@@ -157,7 +157,7 @@ def table(contestants: list[Contestant]) -> list[list[str]]:
                 c.name,
                 f"{1e3 * middle:.1f}",
                 f"{1e3 * low:.1f}-{1e3 * high:.1f}",
-                f"{ratio:.3f}",
+                f"{ratio:.2f}",
                 "" if c.trace_s is None else f"{c.trace_s:.2f}",
                 "" if c.compile_s is None else f"{c.compile_s:.2f}",
                 "" if c.temporary is None else f"{c.temporary:.3f}",
