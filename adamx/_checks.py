@@ -244,6 +244,19 @@ def check_in_interval(
     )
 
 
+def check_between(name: str, value: Any, low: float, high: float, remedy: str) -> None:
+    """A number in the open interval (low, high); no schedule, and no 16-bit array."""
+    _check_number(
+        name,
+        value,
+        f"in ({low:g}, {high:g})",
+        lambda x: low < x < high,
+        remedy,
+        allow_schedule=False,
+        allow_16_bit=False,
+    )
+
+
 def check_steps(
     name: str, value: Any, *, minimum: int = 1, remedy: str = "", maximum: int = 2**31
 ) -> int:
@@ -346,6 +359,15 @@ def check_dtype(name: str, value: Any) -> Any:
             "fractions: pass e.g. jnp.float32 or jnp.bfloat16."
         )
     return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def check_transformation(name: str, value: Any) -> None:
+    """Something with init and update, as `optax.GradientTransformation` has them."""
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise TypeError(
+            f"`{name}` must be a gradient transformation, got "
+            f"{type(value).__name__} {value!r}; pass e.g. adamx.adamw(1e-3)."
+        )
 
 
 def check_state(state: Any, kind: type, name: str) -> None:

@@ -102,10 +102,8 @@ def read(state: PyTree) -> Reading:
     >>> reading.count, round(reading.learning_rate, 6), reading.grad_norm
     (1, 0.001, 6.0)
     """
-    if jax.tree_util.all_leaves([state]):  # nnx.Optimizer before flax 0.11 is no tree
-        state = getattr(state, "opt_state", state)
     found: dict[str, dict[str, Any]] = {}
-    for path, node in _readable_nodes(state, ()):
+    for path, node in _readable_nodes(state_tree(state), ()):
         for kind, value in node.readings().items():
             if value is not None:
                 found.setdefault(kind, {})[path] = _to_host(value)
@@ -119,6 +117,13 @@ def read(state: PyTree) -> Reading:
         skipped=_first(found.get("skipped")),
         switch_step=_by_group(found.get("switch_step")),
     )
+
+
+def state_tree(state: PyTree) -> PyTree:
+    """What holds a state as a tree of it: flax's nnx.Optimizer is none before 0.11."""
+    if jax.tree_util.all_leaves([state]):
+        return getattr(state, "opt_state", state)
+    return state
 
 
 def _readable_nodes(node: PyTree, path: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
