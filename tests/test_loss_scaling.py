@@ -354,10 +354,12 @@ def test_float16_training_that_stands_still_without_scaling():
     accuracy, zeros, _ = _train(tx, HALF)
     assert zeros > 0.99
     assert accuracy < 0.4
-    scaled = adamx.loss_scaling(tx, growth_interval=4, max_scale=2.0**40)
+    # A float16 mu could not hold what the scale has saved.
+    tx = adamx.adam(1e-2, eps=1e-12, mu_dtype=jnp.float32)
+    scaled = adamx.loss_scaling(tx, growth_interval=2, max_scale=2.0**60)
     accuracy, zeros, state = _train(scaled, HALF)
     assert zeros < 0.3
-    assert accuracy > 0.93
+    assert accuracy > 0.98
     assert int(state.skipped) >= 1  # the scale has been to its natural bound
     assert float(state.scale) > 2.0**18
     single, _, _ = _train(tx, jnp.float32)
@@ -470,7 +472,7 @@ def test_eight_devices_equal_one(row):
     if row.reduces == "nothing":
         chex.assert_trees_all_equal(one, jax.device_get(eight))
     else:
-        assert_close(one, jax.device_get(eight), rtol=1e-6, atol=1e-7)
+        assert_close(one, jax.device_get(eight), rtol=1e-6, atol=1e-6)
     assert eight[0]["w"].sharding.is_equivalent_to(place["w"], 2)
 
 

@@ -137,7 +137,9 @@ def loss_scaling(
     again), so that its moments, eps and clipping do not depend on the scale. Hence what
     reads the gradient belongs inside: loss_scaling(chain(clip_by_global_norm(1.0),
     adamw(1e-3))); and one loss_scaling goes around optax.masked and optax.partition.
-    `master_weights` and `compensated` stay outermost.
+    `master_weights` and `compensated` stay outermost. Where the parameters themselves
+    are float16, give the inner one mu_dtype=jnp.float32: in true units a float16 mu
+    underflows as the gradient would have.
 
     A skipped step leaves the inner state as it is, bit by bit, and emits -0.0, which
     added to a parameter gives that parameter, -0.0 included. A constant scale, with
