@@ -3,7 +3,8 @@
 Optimizers: sgd momentum rmsprop adam adam_l2 adamw nadam nadamw adamax amsgrad radam
 adabound amsbound swats lion sophia_h sophia_g lamb ademamix adopt adam_mini
 stable_adamw schedule_free_adamw sparse_adam.
-Wrappers of any: cautious(tx), loss_scaling(tx) for float16, with loss_scale(state).
+Wrappers of any: cautious(tx); loss_scaling(tx) for float16, with loss_scale(state);
+offload(tx), the state in host memory.
 Stages: the scale_by_... of each, add_decoupled_weight_decay, clip_by_global_norm,
 clip_by_update_rms, scale_by_learning_rate.
 Beside them: schedules, read(state), apply_updates(params, updates),
@@ -23,6 +24,7 @@ from adamx.compose import LossScalingState as LossScalingState
 from adamx.compose import cautious as cautious
 from adamx.compose import loss_scale as loss_scale
 from adamx.compose import loss_scaling as loss_scaling
+from adamx.compose import offload as offload
 from adamx.optimizers import ScaleByAdaboundState as ScaleByAdaboundState
 from adamx.optimizers import ScaleByAdamaxState as ScaleByAdamaxState
 from adamx.optimizers import ScaleByAdamMiniState as ScaleByAdamMiniState

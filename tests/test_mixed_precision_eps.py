@@ -60,13 +60,13 @@ def test_where_optax_has_nan(eps):
 
 
 def test_a_float32_mu_is_exact_to_float16(script):
-    """And Optax's steps with eps = 1e-7 are 25 times too long."""
+    """And Optax's steps with eps = 1e-7 are 25 times too long, or NaN (old versions)."""
     stream = script.gradients(HALF)
     want = script.oracle(np.asarray(stream), 1e-7)
     ours = script.run(adamx, stream, 1e-7, jnp.float32)
     assert np.max(np.abs(ours - want)) <= 2**-11
     theirs = script.run(optax, stream, 1e-7, None)
-    assert np.max(np.abs(theirs)) > 10
+    assert not np.max(np.abs(theirs)) <= 10
 
 
 def test_the_cells_say_what_is_not_finite(script):

@@ -5,3 +5,4 @@ from adamx.compose._cautious import cautious as cautious
 from adamx.compose._loss_scaling import LossScalingState as LossScalingState
 from adamx.compose._loss_scaling import loss_scale as loss_scale
 from adamx.compose._loss_scaling import loss_scaling as loss_scaling
+from adamx.compose._offload import offload as offload

@@ -240,9 +240,9 @@ def loss_scaling(
             nothing = jax.tree.map(lambda g: -jnp.zeros_like(g), updates)
             return as_emitted(nothing), state.inner_state
 
-        # A cond, not a select, of update and state: 1 tree of temporaries instead of 2,
-        # 2.6 times the bare step instead of 3.7 (AdamW, CPU). No order of selects does
-        # without, while update and state both derive from the unselected moments.
+        # A cond, not selects of update and state: those take two trees of temporaries,
+        # the old moments beside the new ones, in whatever order; this takes one, the
+        # update. (None at all takes a choice around the parameters too: not ours.)
         new, after = jax.lax.cond(is_good, take, skip)
         scale, good_steps = _next_scale(
             is_good,
