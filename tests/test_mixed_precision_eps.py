@@ -60,7 +60,7 @@ def test_where_optax_has_nan(eps):
 
 
 def test_a_float32_mu_is_exact_to_float16(script):
-    """And Optax's steps with eps = 1e-7 are 25 times too long, or NaN (old versions)."""
+    """And with eps = 1e-7 Optax steps 25 times too far, or by NaN (old versions)."""
     stream = script.gradients(HALF)
     want = script.oracle(np.asarray(stream), 1e-7)
     ours = script.run(adamx, stream, 1e-7, jnp.float32)
