@@ -348,6 +348,22 @@ def check_dtype(name: str, value: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
+def key_words(name: str, value: Any) -> jax.Array:
+    """The uint32 vector in a `jax.random` key, typed or raw."""
+    is_array = isinstance(value, (jax.Array, np.ndarray))
+    if is_array and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+        is_array = value.ndim == 1
+    elif is_array:
+        is_array = value.dtype == jnp.uint32 and value.ndim == 1 and value.size > 0
+    if not is_array:
+        raise TypeError(
+            f"`{name}` must be one jax.random key, got {describe_value(value)}; pass "
+            "jax.random.fold_in(jax.random.key(seed), step)."
+        )
+    return jnp.asarray(value)
+
+
 def check_state(state: Any, kind: type, name: str) -> None:
     """Raises TypeError unless `state` is what this transformation's init returns."""
     if not isinstance(state, kind):
