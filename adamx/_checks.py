@@ -348,20 +348,13 @@ def check_dtype(name: str, value: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def key_words(name: str, value: Any) -> jax.Array:
-    """The uint32 vector in a `jax.random` key, typed or raw."""
-    is_array = isinstance(value, (jax.Array, np.ndarray))
-    if is_array and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        value = jax.random.key_data(value)
-        is_array = value.ndim == 1
-    elif is_array:
-        is_array = value.dtype == jnp.uint32 and value.ndim == 1 and value.size > 0
-    if not is_array:
+def check_transformation(name: str, value: Any) -> None:
+    """Something with init and update, as `optax.GradientTransformation` has them."""
+    if not (hasattr(value, "init") and hasattr(value, "update")):
         raise TypeError(
-            f"`{name}` must be one jax.random key, got {describe_value(value)}; pass "
-            "jax.random.fold_in(jax.random.key(seed), step)."
+            f"`{name}` must be a gradient transformation, got "
+            f"{type(value).__name__} {value!r}; pass e.g. adamx.adamw(1e-3)."
         )
-    return jnp.asarray(value)
 
 
 def check_state(state: Any, kind: type, name: str) -> None:

@@ -92,7 +92,7 @@ def _key_words(key: Any, is_stochastic: bool) -> Any:
             '`key` must be a jax.random key where `rounding` is "stochastic", got '
             "None; pass a new one at every step: jax.random.fold_in(key, step)."
         )
-    return _checks.key_words("key", key)
+    return moments.key_words("key", key)
 
 
 def _check_roundable(params: PyTree) -> None:

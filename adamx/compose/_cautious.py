@@ -167,11 +167,7 @@ def cautious(inner: GradientTransformation) -> GradientTransformationExtraArgs:
 
     Source: Liang et al. (2024), Algorithm 1.
     """
-    if not (hasattr(inner, "init") and hasattr(inner, "update")):
-        raise TypeError(
-            "`inner` must be a gradient transformation, got "
-            f"{type(inner).__name__} {inner!r}; pass e.g. adamx.adamw(1e-3)."
-        )
+    _checks.check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> CautiousState:

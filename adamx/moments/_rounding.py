@@ -23,7 +23,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from adamx import _checks
 
 # Where a hash of the key begins: the first digits of pi, a number of no other meaning.
 _START = (0x243F6A88, 0x85A308D3)
@@ -73,13 +76,29 @@ def _positions(shape: Sequence[int]) -> jax.Array:
     return place
 
 
+def key_words(name: str, value: Any) -> jax.Array:
+    """The uint32 vector in a `jax.random` key, typed or raw."""
+    is_array = isinstance(value, (jax.Array, np.ndarray))
+    if is_array and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+        is_array = value.ndim == 1
+    elif is_array:
+        is_array = value.dtype == jnp.uint32 and value.ndim == 1 and value.size > 0
+    if not is_array:
+        raise TypeError(
+            f"`{name}` must be one jax.random key, got {_checks.describe_value(value)}; "
+            "pass jax.random.fold_in(jax.random.key(seed), step)."
+        )
+    return jnp.asarray(value)
+
+
 def random_bits(
     key: jax.Array, step: Any, stream: Any, shape: Sequence[int]
 ) -> jax.Array:
     """32 random bits for each element of an array, by counting.
 
     Args:
-      key: uint32 vector, what `jax.random.key_data` returns.
+      key: uint32 vector, what `key_words` returns.
       step: integer scalar, traced or not.
       stream: integer, traced or not: which array of all that are drawn in one step.
       shape: of the result. The bits of an element depend on its place, row by row;
