@@ -3,6 +3,8 @@
 Optimizers: sgd momentum rmsprop adam adam_l2 adamw nadam nadamw adamax amsgrad radam
 adabound amsbound swats lion sophia_h sophia_g lamb ademamix adopt adam_mini
 stable_adamw schedule_free_adamw sparse_adam; cautious(tx) wraps any.
+16-bit parameters: master_weights(tx), compensated(tx), or
+apply_updates(params, updates, rounding="stochastic", key=...).
 Stages: the scale_by_... of each, add_decoupled_weight_decay, clip_by_global_norm,
 clip_by_update_rms, scale_by_learning_rate.
 Beside them: schedules, read(state), apply_updates(params, updates),
@@ -18,7 +20,11 @@ schedule_free_eval_params(state, params).
 from adamx import schedules as schedules
 from adamx.apply import apply_updates as apply_updates
 from adamx.compose import CautiousState as CautiousState
+from adamx.compose import CompensatedState as CompensatedState
+from adamx.compose import MasterWeightsState as MasterWeightsState
 from adamx.compose import cautious as cautious
+from adamx.compose import compensated as compensated
+from adamx.compose import master_weights as master_weights
 from adamx.optimizers import ScaleByAdaboundState as ScaleByAdaboundState
 from adamx.optimizers import ScaleByAdamaxState as ScaleByAdamaxState
 from adamx.optimizers import ScaleByAdamMiniState as ScaleByAdamMiniState

@@ -86,8 +86,9 @@ def key_words(name: str, value: Any) -> jax.Array:
         is_array = value.dtype == jnp.uint32 and value.ndim == 1 and value.size > 0
     if not is_array:
         raise TypeError(
-            f"`{name}` must be one jax.random key, got {_checks.describe_value(value)}; "
-            "pass jax.random.fold_in(jax.random.key(seed), step)."
+            f"`{name}` must be one jax.random key, got "
+            f"{_checks.describe_value(value)}; pass "
+            "jax.random.fold_in(jax.random.key(seed), step)."
         )
     return jnp.asarray(value)
 
