@@ -5,6 +5,8 @@ adabound amsbound swats lion sophia_h sophia_g lamb ademamix adopt adam_mini
 stable_adamw schedule_free_adamw sparse_adam.
 Wrappers of any: cautious(tx); loss_scaling(tx) for float16, with loss_scale(state);
 offload(tx), the state in host memory.
+16-bit parameters: master_weights(tx), compensated(tx), or
+apply_updates(params, updates, rounding="stochastic", key=...).
 Stages: the scale_by_... of each, add_decoupled_weight_decay, clip_by_global_norm,
 clip_by_update_rms, scale_by_learning_rate.
 Beside them: schedules, read(state), apply_updates(params, updates),
@@ -20,10 +22,14 @@ schedule_free_eval_params(state, params).
 from adamx import schedules as schedules
 from adamx.apply import apply_updates as apply_updates
 from adamx.compose import CautiousState as CautiousState
+from adamx.compose import CompensatedState as CompensatedState
 from adamx.compose import LossScalingState as LossScalingState
+from adamx.compose import MasterWeightsState as MasterWeightsState
 from adamx.compose import cautious as cautious
+from adamx.compose import compensated as compensated
 from adamx.compose import loss_scale as loss_scale
 from adamx.compose import loss_scaling as loss_scaling
+from adamx.compose import master_weights as master_weights
 from adamx.compose import offload as offload
 from adamx.optimizers import ScaleByAdaboundState as ScaleByAdaboundState
 from adamx.optimizers import ScaleByAdamaxState as ScaleByAdamaxState

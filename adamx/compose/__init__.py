@@ -6,3 +6,7 @@ from adamx.compose._loss_scaling import LossScalingState as LossScalingState
 from adamx.compose._loss_scaling import loss_scale as loss_scale
 from adamx.compose._loss_scaling import loss_scaling as loss_scaling
 from adamx.compose._offload import offload as offload
+from adamx.compose._precision import CompensatedState as CompensatedState
+from adamx.compose._precision import MasterWeightsState as MasterWeightsState
+from adamx.compose._precision import compensated as compensated
+from adamx.compose._precision import master_weights as master_weights

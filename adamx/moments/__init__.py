@@ -16,6 +16,10 @@ from adamx.moments._ema import weight_of as weight_of
 from adamx.moments._ema import weight_of_log as weight_of_log
 from adamx.moments._look_ahead import look_ahead as look_ahead
 from adamx.moments._look_ahead import warming_look_ahead as warming_look_ahead
+from adamx.moments._rounding import key_words as key_words
+from adamx.moments._rounding import random_bits as random_bits
+from adamx.moments._rounding import round_stochastic as round_stochastic
+from adamx.moments._rounding import uniform as uniform
 from adamx.moments._storage import apply_rule as apply_rule
 from adamx.moments._storage import check_average_dtype as check_average_dtype
 from adamx.moments._storage import check_gradient as check_gradient

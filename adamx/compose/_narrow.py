@@ -1,0 +1,178 @@
+"""16-bit parameters that do not forget: their rest is kept in the optimizer's state.
+
+    master = load(p, stored)          float32; what the wrapped optimizer sees and moves
+    new    = master + update          in float32
+    target = new rounded to the dtype of p
+    stored = what p does not hold of new
+    emitted update = target - p       float32: p + it is target, bit for bit
+
+Three formats, bytes of state per parameter, and what is kept of `new`:
+
+    float32    4    all of it (master weights)
+    split      2    all of it: the 16 lower bits of a float32, bfloat16 the upper ones
+    rest       2    new - p in bfloat16: 16 to 19 bits in all (Kahan)
+
+The emitted update is a difference of two 16-bit numbers. float32 holds it exactly
+while neither is more than about 2^16 (bfloat16; float16 2^13) times the other. Where
+|p| is so much larger than the target, `p + update` misses it by up to half a float32
+ulp of p. Such elements are counted, and right after the next step: master weights to
+the last bit; in the other formats the master has moved by what p missed.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_TINY = float(jnp.finfo(jnp.float32).tiny)
+
+# ---------------------------------------------------------------------- formats
+
+
+class Format(NamedTuple):
+    """How `stored` and a parameter make up the master, and the way back.
+
+    Attributes:
+      dtype: of `stored`.
+      start: p -> stored.
+      load: (p, stored) -> master.
+      store: (new, target) -> stored. Without p: see `_count`.
+    """
+
+    dtype: Any
+    start: Callable[[Any], jax.Array]
+    load: Callable[[jax.Array, jax.Array], jax.Array]
+    store: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def load_split_leaf(p: jax.Array, low: jax.Array) -> jax.Array:
+    """float32 from its upper half p, rounded, and what its bits lack or exceed."""
+    whole = lax.bitcast_convert_type(p.astype(jnp.float32), jnp.int32)
+    master = lax.bitcast_convert_type(whole + low.astype(jnp.int32), jnp.float32)
+    # A p that missed its target may be 0: it has no bits to count down from.
+    return jnp.where(p == 0, jnp.zeros_like(master), master)
+
+
+def store_split_leaf(new: jax.Array, target: jax.Array) -> jax.Array:
+    """The distance from target to new, in units of the last place of float32."""
+    low = lax.bitcast_convert_type(new, jnp.int32)
+    low = low - lax.bitcast_convert_type(target, jnp.int32)
+    # Half way between two parameters is 2^15 above the even one or below it: int16 has
+    # only the second.
+    low = jnp.minimum(low, 2**15 - 1)
+    return jnp.where(target == 0, jnp.zeros_like(low), low).astype(jnp.int16)
+
+
+def _zeros(dtype: Any) -> Callable[[Any], jax.Array]:
+    return lambda p: jnp.zeros(jnp.shape(p), dtype)
+
+
+def _start_full(p: Any) -> jax.Array:
+    if isinstance(p, jax.ShapeDtypeStruct):
+        return jnp.zeros(p.shape, jnp.float32)
+    return jnp.asarray(p).astype(jnp.float32)
+
+
+FULL = Format(
+    dtype=jnp.dtype(jnp.float32),
+    start=_start_full,
+    load=lambda p, stored: stored,
+    store=lambda new, target: new,
+)
+SPLIT = Format(
+    dtype=jnp.dtype(jnp.int16),
+    start=_zeros(jnp.int16),
+    load=load_split_leaf,
+    store=store_split_leaf,
+)
+REST = Format(
+    # Also for float16: 1e-4 has a float16 rest of 3 bits only, since none is finer
+    # than 6e-8.
+    dtype=jnp.dtype(jnp.bfloat16),
+    start=_zeros(jnp.bfloat16),
+    load=lambda p, rest: p.astype(jnp.float32) + rest.astype(jnp.float32),
+    store=lambda new, target: (new - target).astype(jnp.bfloat16),
+)
+
+# -------------------------------------------------------------------- arithmetic
+
+
+def round_leaf(x: jax.Array, dtype: Any) -> jax.Array:
+    """float32 numbers to the nearest of a 16-bit dtype, ties to even, as float32.
+
+    Zeros are positive, since no sum of a 0 and another number is -0; and what is below
+    1.2e-38 is 0, since sums may flush it.
+    """
+    limits = jnp.finfo(dtype)
+    # Not two casts: XLA may leave out both.
+    rounded = lax.reduce_precision(x, limits.nexp, limits.nmant)
+    if dtype == jnp.float16:
+        # reduce_precision knows no subnormal numbers, which are multiples of 2^-24.
+        fine = jnp.round(x * 2.0**24) * 2.0**-24
+        rounded = jnp.where(jnp.abs(x) < 2.0**-14, fine, rounded)
+    return jnp.where(jnp.abs(rounded) < _TINY, jnp.zeros_like(x), rounded)
+
+
+def missed_leaf(p: jax.Array, new: jax.Array) -> jax.Array:
+    """How many elements `p + (target - p)` does not bring to their target, float32."""
+    target = round_leaf(new, p.dtype)
+    before = p.astype(jnp.float32)
+    reached = round_leaf(before + (target - before), p.dtype)
+    is_missed = (reached != target) & ~jnp.isnan(target)
+    return jnp.sum(is_missed, dtype=jnp.float32)
+
+
+def _count(
+    p: jax.Array, new: jax.Array, unknown: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`missed_leaf`, and a number >= 0 that is known when it is, for `_behind`.
+
+    Three read p and the new master: this sum, what is stored, what is written to p. XLA
+    would compute the master anew for each, from old moments, parameters and stored
+    values, and so copy all of these before it overwrites them. On the CPU it does not
+    fuse across a conditional: what enters one is computed before, and once. Both
+    branches are the same; `unknown` is a number >= 0 that XLA cannot know.
+    """
+
+    def apart(p: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
+        missed = lax.cond(unknown >= 0, missed_leaf, missed_leaf, p, new)
+        return missed, missed
+
+    def fused(p: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return missed_leaf(p, new), jnp.zeros((), jnp.float32)
+
+    # Elsewhere a conditional may wait for the host, and a fusion has several results.
+    return lax.platform_dependent(p, new, cpu=apart, default=fused)
+
+
+def _behind(known: jax.Array, x: jax.Array) -> jax.Array:
+    """x, computed after `known`, a number >= 0."""
+    return jnp.where(known >= 0, x, jnp.zeros_like(x))
+
+
+def write_leaf(
+    p: jax.Array, master: jax.Array, u: jax.Array, known: jax.Array, kept: Format
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """One leaf's write: what to add to p, what to store, how many miss their target.
+
+    Args:
+      p: the 16-bit parameter.
+      master: float32, `kept.load` of it.
+      u: float32, the wrapped optimizer's update.
+      known: the last result for the leaf before; for the first, a number >= 0 that XLA
+        cannot know. So one leaf after the other has its new master in memory.
+      kept: the format of what is stored.
+
+    Returns:
+      update (float32), stored, number of elements (float32 scalar), a number >= 0 that
+      is known once these were counted.
+    """
+    new = master + _behind(known, u)
+    missed, counted = _count(p, new, known)
+    target = round_leaf(new, p.dtype)
+    # p and what is stored are overwritten after they were read for the count.
+    move = _behind(counted, target - p.astype(jnp.float32))
+    stored = kept.store(new, target)
+    return move, stored if kept is FULL else _behind(counted, stored), missed, counted
