@@ -9,6 +9,7 @@ offload(tx), the state in host memory.
 apply_updates(params, updates, rounding="stochastic", key=...).
 Stages: the scale_by_... of each, add_decoupled_weight_decay, clip_by_global_norm,
 clip_by_update_rms, scale_by_learning_rate.
+Moments in 8 or 4 bits: codecs, for every mu_dtype and nu_dtype.
 Beside them: schedules, read(state), apply_updates(params, updates),
 schedule_free_eval_params(state, params).
 
@@ -19,6 +20,7 @@ schedule_free_eval_params(state, params).
     adamx.read(state).scalars()
 """
 
+from adamx import codecs as codecs
 from adamx import schedules as schedules
 from adamx.apply import apply_updates as apply_updates
 from adamx.compose import CautiousState as CautiousState

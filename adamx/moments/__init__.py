@@ -1,5 +1,10 @@
 """ARRAY -> ARRAY: the moving averages of the family and how they are stored."""
 
+from adamx.moments._codec import ROUNDINGS as ROUNDINGS
+from adamx.moments._codec import Codec as Codec
+from adamx.moments._codec import Encoded as Encoded
+from adamx.moments._codec import codes_of as codes_of
+from adamx.moments._codec import decoded as decoded
 from adamx.moments._ema import Average as Average
 from adamx.moments._ema import Weight as Weight
 from adamx.moments._ema import average_at as average_at
@@ -14,6 +19,7 @@ from adamx.moments._ema import update_average as update_average
 from adamx.moments._ema import update_square as update_square
 from adamx.moments._ema import weight_of as weight_of
 from adamx.moments._ema import weight_of_log as weight_of_log
+from adamx.moments._layout import LAYOUTS as LAYOUTS
 from adamx.moments._look_ahead import look_ahead as look_ahead
 from adamx.moments._look_ahead import warming_look_ahead as warming_look_ahead
 from adamx.moments._rounding import key_words as key_words
@@ -23,6 +29,7 @@ from adamx.moments._rounding import uniform as uniform
 from adamx.moments._storage import apply_rule as apply_rule
 from adamx.moments._storage import check_average_dtype as check_average_dtype
 from adamx.moments._storage import check_gradient as check_gradient
+from adamx.moments._storage import check_moment_dtype as check_moment_dtype
 from adamx.moments._storage import (
     check_second_moment_dtype as check_second_moment_dtype,
 )

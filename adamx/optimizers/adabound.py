@@ -158,7 +158,7 @@ def scale_by_adabound(
     _checks.check_epsilon("eps", eps)
     _check_rates(final_learning_rate, gamma, base_learning_rate)
     _checks.check_flag("amsbound", amsbound)
-    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"mu": ("b1", b1), "nu": ("b2", b2)}
     others = {"eps": eps, "final_learning_rate": final_learning_rate, "gamma": gamma}

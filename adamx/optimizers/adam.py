@@ -160,7 +160,7 @@ def scale_by_adam(
     _checks.check_epsilon("eps_root", eps_root)
     _checks.check_flag("nesterov", nesterov)
     _checks.check_momentum_decay("momentum_decay", momentum_decay, nesterov)
-    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"mu": ("b1", b1), "nu": ("b2", b2)}
     others = {"eps": eps, "eps_root": eps_root}

@@ -110,7 +110,7 @@ def scale_by_adamax(
     _checks.check_decay_rate("b1", b1)
     _checks.check_decay_rate("b2", b2)
     _checks.check_epsilon("eps", eps)
-    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"mu": ("b1", b1)}
 

@@ -160,7 +160,7 @@ def scale_by_ademamix(
     _checks.check_epsilon("eps_root", eps_root)
     _check_warmup("b3_warmup", b3_warmup, "b3", b3)
     _check_warmup("alpha_warmup", alpha_warmup, "alpha", alpha)
-    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     slow_dtype = moments.check_average_dtype("mu_slow_dtype", mu_slow_dtype, "b3", b3)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"mu": ("b1", b1), "nu": ("b2", b2)}

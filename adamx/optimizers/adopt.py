@@ -167,7 +167,7 @@ def scale_by_adopt(
         "It is the largest size of a normalised gradient, as a function of the step or "
         "a number; use_clipping=False switches it off.",
     )
-    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     others = {"b1": b1, "b2": b2, "eps": eps}
     clipping = {"clip_value": clip_value_fn} if use_clipping else {}

@@ -136,7 +136,7 @@ def scale_by_amsgrad(
     _checks.check_flag("bias_correction_mu", bias_correction_mu)
     _checks.check_flag("bias_correction_nu", bias_correction_nu)
     _checks.check_choice("maximum_of", maximum_of, ("nu_hat", "nu"))
-    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"mu": ("b1", b1), "nu": ("b2", b2)}
 

@@ -112,7 +112,7 @@ def scale_by_lion(
     """
     _checks.check_decay_rate("b1", b1)
     _checks.check_decay_rate("b2", b2)
-    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
 
     def init(params: PyTree) -> ScaleByLionState:
         return ScaleByLionState(

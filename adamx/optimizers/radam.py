@@ -175,7 +175,7 @@ def scale_by_radam(
     may_adapt = _check_threshold(threshold, b2)
     _checks.check_flag("nesterov", nesterov)
     _checks.check_flag("strict_threshold", strict_threshold)
-    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"mu": ("b1", b1), "nu": ("b2", b2)}
     others = {"eps": eps, "eps_root": eps_root, "threshold": threshold}

@@ -147,7 +147,7 @@ def scale_by_rms(
         ("centered", centered),
     ]:
         _checks.check_flag(name, value)
-    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, decay, "decay")
     betas = {"nu": ("decay", decay)}
     is_counted = bias_correction or callable(decay) or callable(eps)
@@ -241,7 +241,9 @@ def rmsprop(
     Source: Tieleman & Hinton (2012); centred: Graves (2013), equations 38 to 41.
     """
     _checks.check_flag("nesterov", nesterov)
-    accumulator_dtype = _checks.check_dtype("accumulator_dtype", accumulator_dtype)
+    accumulator_dtype = moments.check_moment_dtype(
+        "accumulator_dtype", accumulator_dtype
+    )
     last = optax.identity()
     if momentum is not None:
         last = scale_by_momentum(momentum, nesterov, accumulator_dtype)

@@ -97,7 +97,9 @@ def scale_by_momentum(
     """
     _checks.check_decay_rate("decay", decay)
     _checks.check_flag("nesterov", nesterov)
-    accumulator_dtype = _checks.check_dtype("accumulator_dtype", accumulator_dtype)
+    accumulator_dtype = moments.check_moment_dtype(
+        "accumulator_dtype", accumulator_dtype
+    )
     scheduled = _checks.is_schedule(decay)
 
     def init(params: PyTree) -> ScaleByMomentumState:
@@ -158,7 +160,9 @@ def sgd(
     -0.2
     """
     _checks.check_flag("nesterov", nesterov)
-    accumulator_dtype = _checks.check_dtype("accumulator_dtype", accumulator_dtype)
+    accumulator_dtype = moments.check_moment_dtype(
+        "accumulator_dtype", accumulator_dtype
+    )
     last = scale_by_learning_rate(learning_rate)
     if momentum is None:  # one stage rounds once; updates have the gradient's dtype
         return optax.with_extra_args_support(optax.chain(optax.identity(), last))

@@ -60,7 +60,8 @@ class ScaleBySophiaState(NamedTuple):
         A larger gamma clips less. 0 where nothing is clipped or nothing has happened.
         """
         mus, nus = (
-            [unboxed(m) for m in jax.tree.leaves(tree)] for tree in (self.mu, self.nu)
+            [unboxed(m) for m in jax.tree.leaves(moments.decoded(tree))]
+            for tree in (self.mu, self.nu)
         )
         size = sum(m.size for m in mus)
         if self.clip_threshold is None or not size:
@@ -187,7 +188,7 @@ def scale_by_sophia(
     _check_arguments(b1, b2, eps, gamma, clip_threshold, update_interval)
     _checks.check_choice("estimator", estimator, list(_curvature.SOURCES))
     _checks.check_choice("probe", probe, _curvature.PROBES)
-    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     values = {"b1": b1, "b2": b2, "eps": eps, "gamma": gamma}
     if clip_threshold is not None:
@@ -198,7 +199,7 @@ def scale_by_sophia(
         return ScaleBySophiaState(
             count=jnp.zeros((), jnp.int32),
             mu=moments.zeros(params, mu_dtype),
-            nu=moments.zeros_squared(params, nu_dtype),
+            nu=moments.zeros_squared(params, nu_dtype, is_signed=True),
             key=_key_data(seed),
             **{"clip_threshold": None, **_scalars.initial_records(**values)},
         )
@@ -235,6 +236,7 @@ def scale_by_sophia(
             updates,
             params,
             {"mu": state.mu, "nu": nu},
+            unchanged=("nu",),
             weight1=moments.weight_of(used["b1"]),
             eps=used["eps"],
             gamma=used["gamma"],

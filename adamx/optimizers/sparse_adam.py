@@ -169,7 +169,7 @@ def scale_by_sparse_adam(
     _checks.check_decay_rate("b2", b2)
     _checks.check_epsilon("eps", eps)
     _checks.check_flag("per_row_count", per_row_count)
-    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"mu": ("b1", b1), "nu": ("b2", b2)}
     lazy: Mask = _matrices if rows is None else rows
@@ -205,7 +205,7 @@ def scale_by_sparse_adam(
         average, recorded = moments.averages(state, count, betas)
         used = _scalars.resolve_all(state.count, eps=eps)
         # On the state, not on `params`: they may be missing, or a whole model.
-        axes, is_lazy = _rows(lazy, updates, state.mu)
+        axes, is_lazy = _rows(lazy, updates, moments.codes_of(state.mu))
         held = {field: getattr(state, field) for field in _ROW_FIELDS}
         updates, new = moments.apply_rule(
             sparse_adam_leaf,

@@ -162,7 +162,7 @@ def scale_by_stable_adamw(
     _checks.check_weight_decay("weight_decay", weight_decay)
     _checks.check_positive("threshold", threshold, "Use 1.0, as in the paper.")
     pattern = _checks.check_pattern("stacked", stacked)
-    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"mu": ("b1", b1), "nu": ("b2", b2)}
     is_free = _checks.is_zero(weight_decay)

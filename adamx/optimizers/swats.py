@@ -227,7 +227,7 @@ def scale_by_swats(
         _checks.check_non_negative(name, value, "Use 0 never to switch by it.")
     _checks.check_weight_decay("weight_decay", weight_decay)
     _checks.check_flag("independent_decay", independent_decay)
-    mu_dtype = _checks.check_dtype("mu_dtype", mu_dtype)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"mu": ("b1", b1), "nu": ("b2", b2)}
     kind = subtract_weight_decay if independent_decay else add_decoupled_weight_decay

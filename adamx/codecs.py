@@ -1,0 +1,266 @@
+"""Storage formats of moments, for `mu_dtype` and `nu_dtype` of every optimizer.
+
+    tx = adamx.adamw(1e-3, mu_dtype=codecs.int8(), nu_dtype=codecs.int8())
+
+float32 and bfloat16 are plain dtypes. The others are functions that return a codec:
+
+                             bytes per parameter for both moments
+    bfloat16_stochastic()    4
+    int8(), fp8()            2, and 4 for each scale
+    int4()                   1, and 4 for each scale
+
+What is stored: `Encoded`, in the place of a moment's tree; `decode` gives the moment.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from adamx import _checks, moments
+from adamx._types import PyTree
+from adamx.moments import LAYOUTS, ROUNDINGS, Codec, Encoded
+
+float32 = jnp.float32
+bfloat16 = jnp.bfloat16
+
+__all__ = [
+    "Codec",
+    "Encoded",
+    "bfloat16",
+    "bfloat16_stochastic",
+    "decode",
+    "float32",
+    "fp8",
+    "int4",
+    "int8",
+]
+
+_FLOATS = ("float8_e4m3fn", "float8_e5m2")
+
+
+def int8(
+    layout: str = "rank1",
+    block: int | None = None,
+    *,
+    rounding: str = "nearest",
+    seed: int = 0,
+    min_size: int = 4096,
+    keep: Any = None,
+) -> Codec:
+    """A moment in 8 bits an element, with shared scales.
+
+        mean:     x = sign (k / 127)^2 scale, k = 0..127
+        square:   x = (k / 256)^2 scale,      k = 1..256
+
+    The relative error of x is at most half a step of k, twice over: 0.8% (mean) and
+    0.4% (square) at the scale itself, 8% and 4% at a hundredth of it.
+
+    Args:
+      layout: which elements share a scale: "rank1" (each has the smaller one of its row
+        and its column; the most exact in benchmarks/README.md), "column" (about twice
+        as fast on a CPU, as exact where rows are alike), "row", "block" (pieces of
+        rows), "tensor". Rows and columns are those of the last two axes; leading axes
+        have scales of their own; vectors are divided into blocks.
+      block: > 0, into blocks of at most how many elements an axis is divided that
+        shares a scale; None: not at all, but vectors, and rows with "block", into 256s.
+        Blocks that divide the shards of sharded parameters need no communication.
+      rounding: "nearest", or "stochastic": up or down at random, right in the mean.
+      seed: >= 0, of the random bits.
+      min_size: >= 0; leaves of fewer elements stay float32 (float64 for float64).
+      keep: function of a leaf's path ("encoder/embedding") that is true where it shall
+        stay float32; None: nowhere.
+
+    Returns:
+      The codec. State: `Encoded`, 1 byte per parameter and 4 for each scale. NaN and
+      infinities of a moment are not kept: they become the scale of their group.
+
+    Raises:
+      ValueError, TypeError: an argument out of its range.
+
+    >>> import jax.numpy as jnp, adamx
+    >>> tx = adamx.scale_by_adam(mu_dtype=int8(), nu_dtype=int8())
+    >>> state = tx.init({"kernel": jnp.zeros((64, 128)), "bias": jnp.zeros(128)})
+    >>> state.mu.codes["kernel"].dtype, state.mu.codes["bias"].dtype
+    (dtype('int8'), dtype('float32'))
+    >>> [scale["kernel"].shape for scale in state.mu.scales]
+    [(64, 1), (1, 128)]
+
+    Source: see `adamx.moments`: Dettmers et al. (2022), Li et al. (2023).
+    """
+    _check(layout, block, rounding, seed, min_size, keep)
+    types: dict[str, Any] = {
+        "signed": jnp.dtype(jnp.int8),
+        "unsigned": jnp.dtype(jnp.uint8),
+    }
+    return Codec(
+        "int8",
+        **types,
+        layout=layout,
+        block=block,
+        rounding=rounding,
+        seed=seed,
+        min_size=min_size,
+        keep=keep,
+    )
+
+
+def int4(
+    layout: str = "rank1",
+    block: int | None = None,
+    *,
+    rounding: str = "nearest",
+    seed: int = 0,
+    min_size: int = 4096,
+    keep: Any = None,
+) -> Codec:
+    """A moment in 4 bits an element, with shared scales.
+
+        mean:     x = sign (k / 7) scale, k = 0..7
+        square:   x = (k / 16)^2 scale,   k = 1..16
+
+    An array of `jnp.int4` takes half a byte an element in memory, though its `nbytes`
+    says one.
+
+    Args:
+      layout, block, rounding, seed, min_size, keep: see `int8`.
+
+    Returns:
+      The codec. State: `Encoded`, half a byte per parameter and 4 for each scale.
+
+    >>> import jax.numpy as jnp, adamx
+    >>> tx = adamx.scale_by_adam(mu_dtype=int8(), nu_dtype=int4())
+    >>> tx.init(jnp.zeros((64, 128))).nu.codes.dtype
+    dtype(uint4)
+
+    Source: Li et al. (2023): unsigned codes without zero, rank-1 scales.
+    """
+    _check(layout, block, rounding, seed, min_size, keep)
+    types: dict[str, Any] = {
+        "signed": jnp.dtype(jnp.int4),
+        "unsigned": jnp.dtype(jnp.uint4),
+    }
+    return Codec(
+        "int4",
+        **types,
+        layout=layout,
+        block=block,
+        rounding=rounding,
+        seed=seed,
+        min_size=min_size,
+        keep=keep,
+    )
+
+
+def fp8(
+    layout: str = "rank1",
+    block: int | None = None,
+    *,
+    format: str = "float8_e4m3fn",
+    min_size: int = 4096,
+    keep: Any = None,
+) -> Codec:
+    """A moment in an 8-bit floating-point format, with shared scales.
+
+        x = k / (the largest k) scale,   k: a float8 number
+
+    The relative error is the same for large and small numbers: at most 6% in e4m3, over
+    a range of 2^18 in each group, and 12% in e5m2, over 2^32. What is not 0 is never
+    read as 0. Rounding is to the nearest.
+
+    Args:
+      layout, block, min_size, keep: see `int8`.
+      format: "float8_e4m3fn" or "float8_e5m2".
+
+    Returns:
+      The codec. State: `Encoded`, 1 byte per parameter and 4 for each scale.
+
+    >>> import jax.numpy as jnp, adamx
+    >>> tx = adamx.scale_by_adam(mu_dtype=fp8(), nu_dtype=fp8(format="float8_e5m2"))
+    >>> tx.init(jnp.zeros((64, 128))).mu.codes.dtype
+    dtype(float8_e4m3fn)
+
+    Source: Micikevicius et al., "FP8 Formats for Deep Learning" (2022).
+    """
+    _check(layout, block, "nearest", 0, min_size, keep)
+    _checks.check_choice("format", format, _FLOATS)
+    types: dict[str, Any] = {"signed": jnp.dtype(format), "unsigned": jnp.dtype(format)}
+    return Codec(
+        "fp8", **types, layout=layout, block=block, min_size=min_size, keep=keep
+    )
+
+
+def bfloat16_stochastic(*, seed: int = 0, min_size: int = 0, keep: Any = None) -> Codec:
+    """A moment in bfloat16, rounded up or down at random, right in the mean.
+
+    Rounded to the nearest, a mean square with b2 = 0.999 stops where a step is less
+    than half a unit; here it goes on, at half the bytes of float32.
+
+    Args:
+      seed, min_size, keep: see `int8`.
+
+    Returns:
+      The codec. State: `Encoded`, 2 bytes per parameter.
+
+    >>> import jax.numpy as jnp, adamx
+    >>> tx = adamx.scale_by_adam(nu_dtype=bfloat16_stochastic())
+    >>> tx.init(jnp.zeros(3)).nu.codes.dtype
+    dtype(bfloat16)
+
+    Source: see `adamx.apply_updates`, which rounds parameters so.
+    """
+    _check("tensor", None, "stochastic", seed, min_size, keep)
+    types: dict[str, Any] = {
+        "signed": jnp.dtype(jnp.bfloat16),
+        "unsigned": jnp.dtype(jnp.bfloat16),
+    }
+    return Codec(
+        "bfloat16_stochastic",
+        **types,
+        rounding="stochastic",
+        seed=seed,
+        min_size=min_size,
+        keep=keep,
+    )
+
+
+def decode(moment: PyTree) -> PyTree:
+    """A moment as numbers: float32 arrays in the place of codes.
+
+    Args:
+      moment: an `Encoded`, such as `state.mu`; any other tree is returned as it is.
+
+    >>> import jax.numpy as jnp, adamx
+    >>> tx = adamx.scale_by_adam(b1=0.5, mu_dtype=int8(min_size=0))
+    >>> _, state = tx.update(jnp.array([4.0, -1.0]), tx.init(jnp.zeros(2)))
+    >>> [round(float(m), 2) for m in decode(state.mu)]
+    [2.0, -0.51]
+    """
+    return moments.decoded(moment)
+
+
+def _check(
+    layout: Any, block: Any, rounding: Any, seed: Any, min_size: Any, keep: Any
+) -> None:
+    _checks.check_choice("layout", layout, LAYOUTS)
+    _checks.check_choice("rounding", rounding, ROUNDINGS)
+    if block is not None:
+        _check_whole("block", block, 1)
+    _check_whole("seed", seed, 0)
+    _check_whole("min_size", min_size, 0)
+    if keep is not None and not callable(keep):
+        raise TypeError(
+            f"`keep` must be a function of a leaf's path or None, got "
+            f"{_checks.describe_value(keep)}; pass e.g. "
+            "lambda path: 'embedding' in path."
+        )
+
+
+def _check_whole(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(
+            f"`{name}` must be an int >= {low}, got {_checks.describe_value(value)}; "
+            "it decides the form of the state and must be known at construction."
+        )
+    if value < low:
+        raise ValueError(f"`{name}` must be an int >= {low}, got {value}.")

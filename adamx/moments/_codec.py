@@ -1,0 +1,287 @@
+"""Codecs: a moment in 8 or 4 bits an element, or in bfloat16 with unbiased rounding.
+
+    int8, mean     x = sign (k / 127)^2 scale      k = 0..127
+    int8, square   x = (k / 256)^2 scale           k = 1..256
+    int4, mean     x = sign (k / 7) scale          k = 0..7
+    int4, square   x = (k / 16)^2 scale            k = 1..16
+    fp8            x = k / (the largest k) scale   k: a float8 number
+
+The scale, shared by a group, is the largest |x| in it at each step, exactly. A mean
+square is never read as 0 where its group is not: mu / 0 is the way in which a linear
+8-bit nu ends in NaN. With squares of k, steps are finer where numbers are small: an
+8-bit nu spans a factor of 65,536 in each group.
+
+Source: Dettmers et al. (2022) for the idea of a code and a scale for each block; Li et
+al. (2023) for unsigned codes without zero. The codes here are arithmetic, since a table
+look-up is tens of times slower on a CPU (benchmarks/README.md compares them).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adamx import _tree
+from adamx._types import PyTree, at_least_single, dtype_of, real_dtype
+from adamx.moments import _layout, _rounding
+from adamx.reading import unboxed
+
+ROUNDINGS = ("nearest", "stochastic")
+
+# What k / levels is raised to.
+_POWERS = {"int8": 2, "uint8": 2, "int4": 1, "uint4": 2}
+
+# x + this, in float32, has x rounded to the nearest integer in its lowest bits.
+_MAGIC = 12582912.0  # 1.5 * 2^23
+_MAGIC_BITS = 0x4B400000
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """A storage format of moments: see `adamx.codecs`, which makes them.
+
+    Attributes:
+      name: of the function that made it.
+      signed, unsigned: dtypes of the codes of a moment with either sign, and without.
+      layout: of the scales, one of `adamx.moments.LAYOUTS`; None: there are none.
+      block: see `scale_shapes`.
+      rounding: "nearest" or "stochastic".
+      seed: of the random bits.
+      min_size: smaller leaves stay float32.
+      keep: names of leaves that stay float32: function of a path, 'a/b/kernel'.
+    """
+
+    name: str
+    signed: Any
+    unsigned: Any
+    layout: str | None = None
+    block: int | None = None
+    rounding: str = "nearest"
+    seed: int = 0
+    min_size: int = 0
+    keep: Callable[[str], Any] | None = None
+
+    def encodes(self, path: str, leaf: Any) -> bool:
+        """Whether a leaf is encoded, by its size and its path."""
+        if math.prod(jnp.shape(leaf)) < self.min_size:
+            return False
+        return self.keep is None or not self.keep(path)
+
+
+class Encoded(NamedTuple):
+    """An encoded moment, in the place of its tree in a State.
+
+    Attributes:
+      codes: tree like the parameters, of their shapes; leaves that are not encoded are
+        the moment itself, in float32.
+      scales: one or two trees of float32 arrays with the parameters' ranks: a dimension
+        is the parameter's own, a number of blocks or 1; size 0 where there is none.
+      key: uint32 vector, what the random bits are made of; None: rounded to nearest.
+      step: uint32 scalar, how often it was encoded since; None as `key`.
+    """
+
+    codes: PyTree
+    scales: tuple[PyTree, ...]
+    key: Any
+    step: Any
+
+
+def codes_of(moment: PyTree) -> PyTree:
+    """The tree with the parameters' shapes: a moment itself, or its codes."""
+    return moment.codes if isinstance(moment, Encoded) else moment
+
+
+def decoded(moment: PyTree) -> PyTree:
+    """A moment as numbers: float32 arrays in the place of codes."""
+    if not isinstance(moment, Encoded):
+        return moment
+
+    def leaf(*boxes: Any) -> jax.Array:
+        codes, *scales = map(unboxed, boxes)
+        return decode(codes, tuple(scales), jnp.float32)
+
+    return jax.tree.map(leaf, moment.codes, *moment.scales)
+
+
+def is_code(dtype: Any) -> bool:
+    """Whether an array of this dtype, in an `Encoded`, is encoded: under 32 bits."""
+    return jnp.dtype(dtype).itemsize < 4
+
+
+def encoded(params: PyTree, codec: Codec, is_signed: bool, fill: Any = 0.0) -> Encoded:
+    """A new moment with all elements `fill`."""
+    _check_real(params, codec)
+    dtype = codec.signed if is_signed else codec.unsigned
+    flat, structure = jax.tree_util.tree_flatten_with_path(params)
+    codes: list[jax.Array] = []
+    scales: list[list[jax.Array]] = [[] for _ in range(_scale_count(codec))]
+    for path, p in flat:
+        shape = jnp.shape(p)
+        groups = (_layout.no_scale(shape),) * len(scales)
+        if codec.encodes(_tree.path_name(path), p):
+            if codec.layout is not None:
+                groups = _layout.scale_shapes(shape, codec.layout, codec.block)
+            codes.append(jnp.full_like(p, _fill_code(fill, codec, dtype), dtype=dtype))
+        else:
+            wide = real_dtype(at_least_single(dtype_of(p)))
+            codes.append(jnp.full_like(p, fill, dtype=wide))
+        for own, group in zip(scales, groups, strict=True):
+            own.append(jnp.full(group, fill, jnp.float32))
+    unflatten = structure.unflatten  # type: ignore[attr-defined]
+    is_random = codec.rounding == "stochastic"
+    return Encoded(
+        codes=unflatten(codes),
+        scales=tuple(unflatten(own) for own in scales),
+        key=_key(codec.seed) if is_random else None,
+        step=jnp.zeros((), jnp.uint32) if is_random else None,
+    )
+
+
+def _fill_code(fill: Any, codec: Codec, dtype: Any) -> jax.Array:
+    """The code of what is also the scale; or `fill` itself where there are no codes."""
+    if codec.layout is None:
+        return jnp.asarray(fill, dtype)
+    if isinstance(fill, float) and fill == 0.0:
+        return jnp.zeros((), dtype)
+    is_float = jnp.issubdtype(dtype, jnp.floating)
+    return jnp.asarray((jnp.finfo if is_float else jnp.iinfo)(dtype).max, dtype)
+
+
+def _scale_count(codec: Codec) -> int:
+    return {None: 0, "rank1": 2}.get(codec.layout, 1)
+
+
+def _key(seed: int) -> jax.Array:
+    return jnp.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], jnp.uint32)
+
+
+def _check_real(params: PyTree, codec: Codec) -> None:
+    _tree.check_inexact(params, "parameter")
+    for path, p in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if jnp.issubdtype(dtype_of(p), jnp.complexfloating):
+            raise ValueError(
+                f"{codec.name} holds real numbers, got the parameter "
+                f"'{_tree.path_name(path)}' of dtype {dtype_of(p)}. Use mu_dtype=None "
+                "and nu_dtype=None, or split it into real and imaginary parts "
+                "(optax.contrib.split_real_and_imaginary)."
+            )
+
+
+# --------------------------------------------------------------------------- codes
+
+
+def _levels(dtype: Any) -> float:
+    """What k / levels divides by: the code of the scale itself."""
+    dtype = jnp.dtype(dtype)
+    if jnp.issubdtype(dtype, jnp.floating):
+        return float(jnp.finfo(dtype).max)
+    limits = jnp.iinfo(dtype)
+    return float(limits.max) if limits.min < 0 else float(limits.max) + 1.0
+
+
+def _power(dtype: Any) -> int:
+    return _POWERS.get(jnp.dtype(dtype).name, 1)
+
+
+def _common(scales: tuple[jax.Array, ...], shape: _layout.Shape) -> jax.Array:
+    """The scale by element: the smaller of two."""
+    present = [_layout.spread(s, shape) for s in scales if s.size or not shape]
+    if not present:
+        return jnp.ones((), jnp.float32)
+    return present[0] if len(present) == 1 else jnp.minimum(*present)
+
+
+def decode(codes: jax.Array, scales: tuple[jax.Array, ...], dtype: Any) -> jax.Array:
+    """An array from its codes.
+
+    Args:
+      codes: of 8 or 4 bits, or bfloat16; other arrays are only converted.
+      scales: none, one or two arrays.
+      dtype: of the result.
+    """
+    if not scales or not is_code(codes.dtype):
+        return codes.astype(dtype)
+    k = codes.astype(jnp.float32)
+    if jnp.issubdtype(codes.dtype, jnp.unsignedinteger):
+        k = k + 1.0
+    x = k * jnp.float32(1.0 / _levels(codes.dtype))
+    if _power(codes.dtype) == 2:
+        x = x * jnp.abs(x)
+    return (x * _common(scales, codes.shape)).astype(dtype)
+
+
+def find_scales(
+    new: Callable[[], jax.Array], scales: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+    """The largest |x| of each group, for each of the scales; NaN has no part in it.
+
+    Args:
+      new: gives the array; called for each scale, so that XLA fuses it into each of the
+        reductions instead of writing it to memory.
+      scales: of the step before, for their shapes.
+    """
+    found = []
+    for scale in scales:
+        if scale.ndim and not scale.size:
+            found.append(scale)
+            continue
+        size = jnp.abs(new())
+        top = jnp.finfo(scale.dtype).max
+        size = jnp.where(size >= 0, jnp.minimum(size, top), 0.0)
+        found.append(_layout.largest(size, scale.shape).astype(scale.dtype))
+    return tuple(found)
+
+
+def encode(
+    x: jax.Array,
+    scales: tuple[jax.Array, ...],
+    dtype: Any,
+    bits: jax.Array | None,
+) -> jax.Array:
+    """The codes of an array.
+
+    Args:
+      x: float32 or wider.
+      scales: at least |x| in each group.
+      dtype: of the codes.
+      bits: random bits of the array's shape; None: to the nearest code.
+    """
+    if not scales:
+        if bits is None:
+            return x.astype(dtype)
+        return _rounding.round_stochastic(x.astype(jnp.float32), bits)
+    scale = _common(scales, x.shape)
+    inverse = jnp.where(scale > 0, 1.0 / scale, 0.0)
+    y = jnp.abs(x) * inverse.astype(x.dtype)
+    y = jnp.where(y < 1, y, jnp.ones((), y.dtype)).astype(jnp.float32)  # NaN: the top
+    if jnp.issubdtype(dtype, jnp.floating):
+        return _float_code(x, y, dtype)
+    return _integer_code(x, y, dtype, bits)
+
+
+def _integer_code(x: jax.Array, y: jax.Array, dtype: Any, bits: Any) -> jax.Array:
+    is_signed = jnp.issubdtype(dtype, jnp.signedinteger)
+    levels, power = _levels(dtype), _power(dtype)
+    k = (jnp.sqrt(y) if power == 2 else y) * jnp.float32(levels)
+    if bits is not None:
+        below = jnp.floor(k)
+        low, high = ((below + i) ** power for i in (0.0, 1.0))
+        share = (y * jnp.float32(levels**power) - low) / (high - low)
+        k = below + (_rounding.uniform(bits) < share).astype(jnp.float32)
+        k = jnp.minimum(k, levels)
+    k = jnp.where(x < 0, -k, k) if is_signed else jnp.maximum(k, 1.0) - 1.0
+    # The sum's low bits are the integer. A conversion would be right too, but it sees
+    # to NaN and overflow, which cannot be here, and is the slower for it.
+    whole = jax.lax.bitcast_convert_type(k + jnp.float32(_MAGIC), jnp.int32)
+    return (whole - jnp.int32(_MAGIC_BITS)).astype(dtype)
+
+
+def _float_code(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
+    size = y * jnp.float32(_levels(dtype))
+    # What is not 0 never becomes 0: mu / sqrt(nu) with nu = 0 would be lost.
+    smallest = jnp.float32(jnp.finfo(dtype).smallest_subnormal)
+    size = jnp.where(y > 0, jnp.maximum(size, smallest), 0.0)
+    return jnp.where(x < 0, -size, size).astype(dtype)

@@ -1,0 +1,124 @@
+"""Scales of an encoded array: which elements share one, and the largest of each group.
+
+A scale array has the rank of its array. Along each axis it is as long as the array (one
+number each), 1 (one for all) or a number of blocks of equal length (the last may be
+shorter); its shape alone says which, since blocks are made as even as they can be.
+
+    rank1    two scales, by row and by column; an element's is the smaller of its two
+    column   one for each column: along the last axis but one they are shared
+    row      one for each row: shared along the last axis
+    block    one for each block of the last axis
+    tensor   one for all
+
+Leading axes (layers, windows of a convolution) have scales of their own.
+
+Source: Dettmers, Lewis, Shleifer & Zettlemoyer, "8-bit Optimizers via Block-wise
+Quantization" (2022), section 2.1 (blocks); Li, Chen & Zhu, "Memory Efficient Optimizers
+with 4-bit States" (2023), section 4.2 (rank-1). Difference: rank-1 scales there are of
+all axes, here of the last two, layer by layer.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+LAYOUTS = ("rank1", "column", "row", "block", "tensor")
+
+# A block where the axis is not taken whole, and no other length is asked for.
+_BLOCK = 256
+# rank1 leaves a scale out that has more than 1 number for so many elements.
+_SHARED_BY = 16
+
+Shape = tuple[int, ...]
+
+
+def scale_shapes(shape: Shape, layout: str, block: int | None) -> tuple[Shape, ...]:
+    """The shapes of the scales of an array; two for rank1, else one.
+
+    Args:
+      shape: of the array.
+      layout: one of `LAYOUTS`. Vectors have blocks in all but "tensor".
+      block: into blocks of at most how many elements a shared axis is divided; None:
+        shared as a whole, vectors and "block" in 256s.
+
+    Returns:
+      One or two shapes; the second of rank1 is None-like, (0, ...), where one scale
+      array is enough: in vectors, and where it would be nearly as large as the array.
+    """
+    if layout == "tensor" or not shape:
+        return _padded(((1,) * len(shape),), shape, layout)
+    last = _blocks(shape[-1], block or _BLOCK)
+    if len(shape) == 1 or layout == "block":
+        return _padded(((*shape[:-1], last),), shape, layout)
+    *leading, rows, columns = shape
+    by_row = (*leading, rows, _blocks(columns, block or columns))
+    by_column = (*leading, _blocks(rows, block or rows), columns)
+    if layout == "row":
+        return (by_row,)
+    if layout == "column":
+        return (by_column,)
+    return _padded(_affordable(shape, by_row, by_column), shape, layout)
+
+
+def _blocks(length: int, block: int) -> int:
+    return -(-length // max(block, 1)) if length else 0
+
+
+def _affordable(shape: Shape, by_row: Shape, by_column: Shape) -> tuple[Shape, ...]:
+    """What rank1 keeps of its two scales, coarser where they would be too many."""
+    limit = math.prod(shape) // _SHARED_BY
+    coarse_column = (*(1 for _ in shape[:-1]), shape[-1])
+    candidates = [(by_row,), (by_column, coarse_column)]
+    found = [
+        next((s for s in either if math.prod(s) <= limit), None)
+        for either in candidates
+    ]
+    return tuple(s for s in found if s is not None) or ((1,) * len(shape),)
+
+
+def _padded(shapes: tuple[Shape, ...], shape: Shape, layout: str) -> tuple[Shape, ...]:
+    """As many shapes as the layout has, of size 0 where fewer are needed."""
+    if layout != "rank1":
+        return shapes
+    return (*shapes, no_scale(shape))[:2]
+
+
+def no_scale(shape: Shape) -> Shape:
+    """The shape of a scale that is not there: size 0 (a scalar's cannot be)."""
+    return (0,) * len(shape)
+
+
+def _spans(shape: Shape, groups: Shape) -> list[int]:
+    return [-(-n // d) if d else 0 for n, d in zip(shape, groups, strict=True)]
+
+
+def spread(scale: jax.Array, shape: Shape) -> jax.Array:
+    """A scale by element: of a shape that broadcasts to the array's."""
+    for axis, (n, d) in enumerate(zip(shape, scale.shape, strict=True)):
+        if d in (1, n):
+            continue
+        span = -(-n // d)
+        scale = jnp.repeat(scale, span, axis=axis, total_repeat_length=d * span)
+        scale = jax.lax.slice_in_dim(scale, 0, n, axis=axis)
+    return scale
+
+
+def largest(x: jax.Array, groups: Sequence[int]) -> jax.Array:
+    """The largest element of each group of an array without negative elements.
+
+    Args:
+      x: the array, >= 0.
+      groups: the shape of a scale of it.
+
+    Returns:
+      An array of that shape.
+    """
+    spans = _spans(x.shape, tuple(groups))
+    padding = [(0, s * d - n) for n, d, s in zip(x.shape, groups, spans, strict=True)]
+    if any(after for _, after in padding):
+        x = jnp.pad(x, padding)
+    parts = [part for pair in zip(groups, spans, strict=True) for part in pair]
+    x = x.reshape(parts)
+    return jnp.max(x, axis=tuple(range(1, 2 * len(groups), 2)))
