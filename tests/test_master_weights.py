@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
+from adamx.compose import _narrow
 from adamx.compose._narrow import round_leaf
 from tests import reference_narrow
 from tests.helpers import enable_x64
@@ -143,8 +144,12 @@ def test_zeros_nan_and_infinity(kind):
 
 
 @by_kind
-def test_a_missed_target_is_counted_read_and_right_after_the_next_step(kind):
+@pytest.mark.parametrize("large", [0, 1 << 16])
+def test_a_missed_target_is_counted_read_and_right_after_the_next_step(
+    kind, large, monkeypatch
+):
     """1 - 3 ulp is kept as 1, and 1 is taken away: -1 - 3 ulp has a bit too many."""
+    monkeypatch.setattr(_narrow, "_LARGE", large)  # with and without the conditional
     tx, ulp = WRAPPERS[kind](optax.identity()), 2.0**-24
     p = {"w": jnp.ones(2, jnp.bfloat16)}
     state = tx.init(p)

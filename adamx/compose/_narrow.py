@@ -29,6 +29,8 @@ import jax.numpy as jnp
 from jax import lax
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)
+# Elements from which a leaf is worth a conditional, which takes long to compile.
+_LARGE = 1 << 16
 
 # ---------------------------------------------------------------------- formats
 
@@ -145,6 +147,8 @@ def _count(
     def fused(p: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
         return missed_leaf(p, new), jnp.zeros((), jnp.float32)
 
+    if new.size < _LARGE:
+        return missed_leaf(p, new), unknown
     # Elsewhere a conditional may wait for the host, and a fusion has several results.
     return lax.platform_dependent(p, new, cpu=apart, default=fused)
 
