@@ -12,11 +12,13 @@ Three formats, bytes of state per parameter, and what is kept of `new`:
     split      2    all of it: the 16 lower bits of a float32, bfloat16 the upper ones
     rest       2    new - p in bfloat16: 16 to 19 bits in all (Kahan)
 
-The emitted update is a difference of two 16-bit numbers. float32 holds it exactly
-while neither is more than about 2^16 (bfloat16; float16 2^13) times the other. Where
-|p| is so much larger than the target, `p + update` misses it by up to half a float32
-ulp of p. Such elements are counted, and right after the next step: master weights to
-the last bit; in the other formats the master has moved by what p missed.
+float32 holds target - p exactly, but where |p| is more than about 2^16 times the target
+(bfloat16; float16 2^13), and p is a power of two that was rounded up to and the target
+has the other sign, or p was changed by other hands. There `p + update` misses the
+target by up to a float32 ulp of p. Such elements are counted, and right after the next
+step: a master of 4 bytes to the last bit; in the other formats the master has moved by
+what p missed. (Else a small target is what is left of two float32 numbers as large as
+p, a multiple of their last place.)
 """
 
 from collections.abc import Callable
@@ -27,6 +29,8 @@ import jax.numpy as jnp
 from jax import lax
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)
+# Elements from which a leaf is worth a conditional, which takes long to compile.
+_LARGE = 1 << 16
 
 # ---------------------------------------------------------------------- formats
 
@@ -143,6 +147,8 @@ def _count(
     def fused(p: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
         return missed_leaf(p, new), jnp.zeros((), jnp.float32)
 
+    if new.size < _LARGE:
+        return missed_leaf(p, new), unknown
     # Elsewhere a conditional may wait for the host, and a fusion has several results.
     return lax.platform_dependent(p, new, cpu=apart, default=fused)
 

@@ -188,15 +188,19 @@ def master_weights(
     parameters is float32 (`adamw(..., mu_dtype=jnp.bfloat16)` keeps mu at 2 bytes).
 
     This stands outermost: its update is `target - p`, in float32, and whatever is done
-    to it (clipping, a mask, a second learning rate) leads past the target. It is to be
+    to it (clipping, a mask, a second learning rate) leads past the target. Wrappers
+    that choose between two updates (`optax.apply_if_finite`) go inside. It is to be
     added by `adamx.apply_updates` or `optax.apply_updates`; then the parameters are
     the rounded master bit for bit, zeros being positive and numbers below 1.2e-38 zero.
     Equinox's `apply_updates` would turn them into float32: there, use
     `adamx.apply_updates`, which takes the same trees.
 
-    Parameters changed by other hands: "float32" puts them back to the master at the
-    next step, with "split" the master moves with them. Behind an overflow, a parameter
-    at infinity is NaN from the next step on.
+    Where |p| is more than 2^16 times what it should become, float32 may not hold the
+    difference: p is then wrong by a float32 ulp of what it was, counted (`read` has
+    `uncarried`), and right after the next step. Parameters changed by other hands:
+    "float32" puts them back to the master at the next step, with "split" the master
+    moves with them. Behind an overflow, a parameter at infinity is NaN from the next
+    step on.
 
     Args:
       inner: an optimizer, learning rate and descent's sign included.
