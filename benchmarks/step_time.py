@@ -214,8 +214,9 @@ def device_name() -> str:
 
 
 def versions() -> str:
-    """The packages that took part."""
+    """The packages that took part, and Python, whose own texts `_tasks` trains on."""
     names = [f"jax {jax.__version__}", f"optax {optax.__version__}"]
+    names.append(f"python {platform.python_version()}")
     try:
         import torch
 
