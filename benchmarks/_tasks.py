@@ -214,18 +214,42 @@ def evaluation_params(state: Any, params: Any) -> Any:
         return params
 
 
+def write_nearest(params: Any, updates: Any, key: jax.Array) -> Any:
+    """Parameters after a step, each rounded to the nearest value of its dtype."""
+    del key
+    return adamx.apply_updates(params, updates)
+
+
 def make_train(
-    make_tx: Callable[[Any], Any], task: Task, steps: int
+    make_tx: Callable[[Any], Any],
+    task: Task,
+    steps: int,
+    *,
+    dtype: Any = jnp.float32,
+    write: Callable[..., Any] = write_nearest,
 ) -> Callable[..., Any]:
     """A compiled function (rates, seeds, kinds) -> Runs; all runs at once.
 
     Rate, seed and kind of loss are traced: one compilation for any number of searches
     of the same size.
+
+    Args:
+      make_tx: learning rate -> optimizer.
+      task: what to train.
+      steps: how long.
+      dtype: in which the parameters are stored. The model computes in float32 all the
+        same, so that nothing but the storage differs.
+      write: (params, updates, key) -> params, the last sum of a step.
     """
+
+    def widen(params: Any) -> Any:
+        return jax.tree.map(lambda p: p.astype(jnp.float32), params)
 
     def run(rate: Any, seed: Any, kind: Any) -> Any:
         key = jax.random.key(seed)
+        writer = jax.random.fold_in(key, 2**32 - 1)  # beyond the batches' numbers
         params = task.init(jax.random.fold_in(key, 0))
+        params = jax.tree.map(lambda p: p.astype(dtype), params)
         tx = make_tx(rate)
 
         def step(carry: Any, number: Any) -> Any:
@@ -233,7 +257,7 @@ def make_train(
             batch = task.sample(jax.random.fold_in(key, 1 + number))
 
             def loss_fn(p: Any) -> jax.Array:
-                return task.loss(p, batch, kind)
+                return task.loss(widen(p), batch, kind)
 
             loss, gradients = jax.value_and_grad(loss_fn)(params)
             updates, state = tx.update(
@@ -241,13 +265,14 @@ def make_train(
                 state,
                 params,
                 loss_fn=loss_fn,
-                logits_fn=lambda p: task.logits(p, batch),
+                logits_fn=lambda p: task.logits(widen(p), batch),
             )
-            return (adamx.apply_updates(params, updates), state), loss
+            params = write(params, updates, jax.random.fold_in(writer, number))
+            return (params, state), loss
 
         carry, curve = jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps))
         params, state = carry
-        loss, score = task.evaluate(evaluation_params(state, params), kind)
+        loss, score = task.evaluate(widen(evaluation_params(state, params)), kind)
         return Runs(loss, score, curve, state)
 
     compiled = jax.jit(jax.vmap(run))

@@ -36,18 +36,18 @@ import optax
 
 import adamx
 
-WIDTH, LAYERS, VOCABULARY, CONTEXT = 768, 12, 50257, 1024
 
-
-def gpt2_shapes() -> list[tuple[int, ...]]:
-    """The 148 parameter shapes of GPT-2 small, 124M elements."""
+def gpt2_shapes(
+    width: int = 768, layers: int = 12, vocabulary: int = 50257, context: int = 1024
+) -> list[tuple[int, ...]]:
+    """The 148 parameter shapes of GPT-2 small, 124M elements; or of a smaller one."""
     block = [
-        *((WIDTH,), (WIDTH,), (WIDTH, 3 * WIDTH), (3 * WIDTH,)),
-        *((WIDTH, WIDTH), (WIDTH,), (WIDTH,), (WIDTH,)),
-        *((WIDTH, 4 * WIDTH), (4 * WIDTH,), (4 * WIDTH, WIDTH), (WIDTH,)),
+        *((width,), (width,), (width, 3 * width), (3 * width,)),
+        *((width, width), (width,), (width,), (width,)),
+        *((width, 4 * width), (4 * width,), (4 * width, width), (width,)),
     ]
-    ends = [(VOCABULARY, WIDTH), (CONTEXT, WIDTH), (WIDTH,), (WIDTH,)]
-    return ends[:2] + block * LAYERS + ends[2:]
+    ends = [(vocabulary, width), (context, width), (width,), (width,)]
+    return ends[:2] + block * layers + ends[2:]
 
 
 TORCH_KINDS = ("fused", "foreach")
@@ -81,9 +81,16 @@ def make_jax(name: str, library: Any, clip: bool, gradients: Any) -> Contestant:
         return library.apply_updates(params, updates), state
 
     params = jax.tree.map(jnp.ones_like, gradients)
-    carry = [params, tx.init(params)]
+    return make_donated(name, step, [params, tx.init(params)], gradients)
+
+
+def make_donated(
+    name: str, step: Callable[..., Any], carry: list[Any], gradients: Any
+) -> Contestant:
+    """`step(*carry, gradients) -> carry`, compiled, with all of `carry` donated."""
+    donated = tuple(range(len(carry)))
     start = time.perf_counter()
-    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, gradients)
+    lowered = jax.jit(step, donate_argnums=donated).lower(*carry, gradients)
     middle = time.perf_counter()
     compiled = lowered.compile()
     end = time.perf_counter()
@@ -207,8 +214,9 @@ def device_name() -> str:
 
 
 def versions() -> str:
-    """The packages that took part."""
+    """The packages that took part, and Python, whose own texts `_tasks` trains on."""
     names = [f"jax {jax.__version__}", f"optax {optax.__version__}"]
+    names.append(f"python {platform.python_version()}")
     try:
         import torch
 

@@ -4,12 +4,13 @@ import importlib
 import pathlib
 import sys
 
+import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
-MODULES = ("_problems", "_tasks", "family", "paper_tables")
+MODULES = ("_problems", "_tasks", "step_time", "family", "paper_tables", "memory")
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +75,56 @@ def test_everybody_is_compared(modules):
     assert set(modules["family"].makers()) >= {
         entry.name for entry in adamx.catalogue.OPTIMIZERS
     }
+
+
+def test_what_is_stored_takes_the_bytes_it_should(modules):
+    memory = modules["memory"]
+    shapes = [(64, 64), (64,), (128, 64)]  # of 12,352 elements 64 are in a small leaf
+    rows = {row.name: row for row in memory.rows()}
+
+    def state(name):
+        return float(memory.bytes_of(rows[name], shapes)[2])
+
+    assert state("float32") == pytest.approx(8.0, abs=0.02)
+    assert state("mu bfloat16") == pytest.approx(6.0, abs=0.02)
+    assert state("bfloat16, stochastic") == pytest.approx(4.0, abs=0.06)
+    assert 2.0 < state("fp8") < 2.5
+    assert 2.0 < state("int8") < 2.5
+    assert 1.0 < state("int4") < 1.5
+    split, master = (
+        state(f"weights bfloat16, {x}") for x in ("split master", "master")
+    )
+    assert master - split == pytest.approx(2.0, abs=0.02)
+
+
+def test_bits_of_a_dtype(modules):
+    bits_of = modules["memory"].bits_of
+    names = ("bool", "int4", "uint8", "bfloat16", "float8_e4m3fn", "float32", "int32")
+    assert [bits_of(jnp.dtype(n)) for n in names] == [8, 4, 8, 16, 8, 32, 32]
+
+
+def test_the_interval_is_that_of_student(modules):
+    mean, half_width = modules["memory"].interval(np.arange(10.0))
+    assert mean == 4.5
+    assert half_width == pytest.approx(2.262157 * 3.0276503540974917 / 10**0.5)
+
+
+def test_plain_bfloat16_weights_freeze(modules):
+    memory, task = modules["memory"], modules["_tasks"].digits()
+    rows = {row.name: row for row in memory.rows()}
+    loss = {
+        name: memory.train(rows[name], task, 100, [3e-4], [0]).loss[0]
+        for name in ("float32", "weights bfloat16, nearest")
+    }
+    assert loss["weights bfloat16, nearest"] > loss["float32"] + 0.1
+
+
+def test_storage_is_compared(modules, capsys):
+    memory = modules["memory"]
+    memory.main(["--quick"])
+    printed = capsys.readouterr().out
+    assert all(f"\n{part}: " in printed for part in memory.PARTS)
+    lines = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert sum("| float32 | " in line for line in lines) == 6  # and one array of it
+    assert sum(memory.QUICK_ROWS[0] in line for line in lines) == 4
+    assert "nan" not in printed
