@@ -3,7 +3,7 @@
 Each table names its setting, its metric and its seeds, fixed before the first run. What
 does not reproduce is printed as it is.
 
-    python benchmarks/paper_tables.py [table ...] [--markdown] [--out docs]
+    python benchmarks/paper_tables.py [table ...] [--out docs]
 
 Tables: counterexample, separable, rectification, warmup, decay, invariance, switch,
 lion, bytes, problems.
