@@ -1,5 +1,6 @@
 """ARRAY -> ARRAY: the moving averages of the family and how they are stored."""
 
+from adamx.moments._apply import apply_rule as apply_rule
 from adamx.moments._codec import ROUNDINGS as ROUNDINGS
 from adamx.moments._codec import Codec as Codec
 from adamx.moments._codec import Encoded as Encoded
@@ -26,7 +27,6 @@ from adamx.moments._rounding import key_words as key_words
 from adamx.moments._rounding import random_bits as random_bits
 from adamx.moments._rounding import round_stochastic as round_stochastic
 from adamx.moments._rounding import uniform as uniform
-from adamx.moments._storage import apply_rule as apply_rule
 from adamx.moments._storage import check_average_dtype as check_average_dtype
 from adamx.moments._storage import check_gradient as check_gradient
 from adamx.moments._storage import check_moment_dtype as check_moment_dtype

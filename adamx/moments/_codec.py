@@ -34,9 +34,10 @@ ROUNDINGS = ("nearest", "stochastic")
 # What k / levels is raised to.
 _POWERS = {"int8": 2, "uint8": 2, "int4": 1, "uint4": 2}
 
+# The largest scale. 1 / a larger one is a subnormal number, which is read as 0.
+_TOP = 2.0**126
 # x + this, in float32, has x rounded to the nearest integer in its lowest bits.
 _MAGIC = 12582912.0  # 1.5 * 2^23
-_MAGIC_BITS = 0x4B400000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,12 +187,18 @@ def _power(dtype: Any) -> int:
     return _POWERS.get(jnp.dtype(dtype).name, 1)
 
 
-def _common(scales: tuple[jax.Array, ...], shape: _layout.Shape) -> jax.Array:
+def _root(x: jax.Array, power: int) -> jax.Array:
+    return jnp.sqrt(x) if power == 2 else x
+
+
+def _common(
+    scales: tuple[jax.Array, ...], shape: _layout.Shape, choose: Any = jnp.minimum
+) -> jax.Array:
     """The scale by element: the smaller of two."""
     present = [_layout.spread(s, shape) for s in scales if s.size or not shape]
     if not present:
         return jnp.ones((), jnp.float32)
-    return present[0] if len(present) == 1 else jnp.minimum(*present)
+    return present[0] if len(present) == 1 else choose(*present)
 
 
 def decode(codes: jax.Array, scales: tuple[jax.Array, ...], dtype: Any) -> jax.Array:
@@ -204,13 +211,13 @@ def decode(codes: jax.Array, scales: tuple[jax.Array, ...], dtype: Any) -> jax.A
     """
     if not scales or not is_code(codes.dtype):
         return codes.astype(dtype)
+    power = _power(codes.dtype)
+    units = tuple(_root(s, power) * (1.0 / _levels(codes.dtype)) for s in scales)
     k = codes.astype(jnp.float32)
     if jnp.issubdtype(codes.dtype, jnp.unsignedinteger):
         k = k + 1.0
-    x = k * jnp.float32(1.0 / _levels(codes.dtype))
-    if _power(codes.dtype) == 2:
-        x = x * jnp.abs(x)
-    return (x * _common(scales, codes.shape)).astype(dtype)
+    x = k * _common(units, codes.shape)
+    return (x * jnp.abs(x) if power == 2 else x).astype(dtype)
 
 
 def find_scales(
@@ -228,10 +235,8 @@ def find_scales(
         if scale.ndim and not scale.size:
             found.append(scale)
             continue
-        size = jnp.abs(new())
-        top = jnp.finfo(scale.dtype).max
-        size = jnp.where(size >= 0, jnp.minimum(size, top), 0.0)
-        found.append(_layout.largest(size, scale.shape).astype(scale.dtype))
+        size = _layout.largest(jnp.abs(new()), scale.shape)
+        found.append(jnp.minimum(size, _TOP).astype(scale.dtype))
     return tuple(found)
 
 
@@ -253,35 +258,37 @@ def encode(
         if bits is None:
             return x.astype(dtype)
         return _rounding.round_stochastic(x.astype(jnp.float32), bits)
-    scale = _common(scales, x.shape)
-    inverse = jnp.where(scale > 0, 1.0 / scale, 0.0)
-    y = jnp.abs(x) * inverse.astype(x.dtype)
-    y = jnp.where(y < 1, y, jnp.ones((), y.dtype)).astype(jnp.float32)  # NaN: the top
+    # By scale and not by element; with the division last, XLA keeps it out of the loop.
+    power, levels = _power(dtype), jnp.float32(_levels(dtype))
+    units = [jnp.where(s > 0, _root(s, power), jnp.inf) for s in scales]
+    factor = _common(tuple(1.0 / u for u in units), x.shape, jnp.maximum)
+    k = _root(jnp.abs(x), power).astype(jnp.float32) * factor * levels
+    k = jnp.where(k < levels, k, levels)  # NaN: the top
     if jnp.issubdtype(dtype, jnp.floating):
-        return _float_code(x, y, dtype)
-    return _integer_code(x, y, dtype, bits)
+        return _float_code(x, k, dtype)
+    return _integer_code(x, k, dtype, bits)
 
 
-def _integer_code(x: jax.Array, y: jax.Array, dtype: Any, bits: Any) -> jax.Array:
+def _integer_code(x: jax.Array, k: jax.Array, dtype: Any, bits: Any) -> jax.Array:
     is_signed = jnp.issubdtype(dtype, jnp.signedinteger)
-    levels, power = _levels(dtype), _power(dtype)
-    k = (jnp.sqrt(y) if power == 2 else y) * jnp.float32(levels)
     if bits is not None:
         below = jnp.floor(k)
-        low, high = ((below + i) ** power for i in (0.0, 1.0))
-        share = (y * jnp.float32(levels**power) - low) / (high - low)
+        share = k - below  # of the way from one code to the next, in x
+        if _power(dtype) == 2:
+            share = share * (k + below) / (below + below + 1.0)
         k = below + (_rounding.uniform(bits) < share).astype(jnp.float32)
-        k = jnp.minimum(k, levels)
-    k = jnp.where(x < 0, -k, k) if is_signed else jnp.maximum(k, 1.0) - 1.0
-    # The sum's low bits are the integer. A conversion would be right too, but it sees
-    # to NaN and overflow, which cannot be here, and is the slower for it.
-    whole = jax.lax.bitcast_convert_type(k + jnp.float32(_MAGIC), jnp.int32)
-    return (whole - jnp.int32(_MAGIC_BITS)).astype(dtype)
+    # The low bits of the sum are the integer. A conversion would be right too, but it
+    # sees to NaN and overflow, which cannot be here, and is the slower for it.
+    if is_signed:
+        k = jnp.where(x < 0, -k, k) + jnp.float32(_MAGIC)
+    else:
+        k = jnp.maximum(k, 1.0) + jnp.float32(_MAGIC - 1.0)
+    return jax.lax.bitcast_convert_type(k, jnp.int32).astype(dtype)
 
 
-def _float_code(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
-    size = y * jnp.float32(_levels(dtype))
-    # What is not 0 never becomes 0: mu / sqrt(nu) with nu = 0 would be lost.
+def _float_code(x: jax.Array, size: jax.Array, dtype: Any) -> jax.Array:
+    # What is not 0 never becomes 0: mu / sqrt(nu) with nu = 0 would be lost. (size may
+    # be 0 all the same: beside a scale that is 1e38 times larger.)
     smallest = jnp.float32(jnp.finfo(dtype).smallest_subnormal)
-    size = jnp.where(y > 0, jnp.maximum(size, smallest), 0.0)
+    size = jnp.where(x != 0, jnp.maximum(size, smallest), 0.0)
     return jnp.where(x < 0, -size, size).astype(dtype)

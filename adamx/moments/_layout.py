@@ -30,6 +30,8 @@ LAYOUTS = ("rank1", "column", "row", "block", "tensor")
 _BLOCK = 256
 # rank1 leaves a scale out that has more than 1 number for so many elements.
 _SHARED_BY = 16
+# Into so many slices an axis is cut before it is reduced; with 16, XLA gives up.
+_SLICES = 8
 
 Shape = tuple[int, ...]
 
@@ -106,19 +108,40 @@ def spread(scale: jax.Array, shape: Shape) -> jax.Array:
 
 
 def largest(x: jax.Array, groups: Sequence[int]) -> jax.Array:
-    """The largest element of each group of an array without negative elements.
+    """The largest element of each group of an array; NaN and what is below 0 are not.
 
     Args:
-      x: the array, >= 0.
+      x: the array.
       groups: the shape of a scale of it.
 
     Returns:
-      An array of that shape.
+      An array of that shape, >= 0.
     """
-    spans = _spans(x.shape, tuple(groups))
-    padding = [(0, s * d - n) for n, d, s in zip(x.shape, groups, spans, strict=True)]
-    if any(after for _, after in padding):
+    for axis, (n, d) in enumerate(zip(x.shape, groups, strict=True)):
+        if n != d:
+            x = _largest_along(x, axis, d)
+    return jnp.where(x > 0, x, 0)
+
+
+def _largest_along(x: jax.Array, axis: int, blocks: int) -> jax.Array:
+    """The largest element >= 0 of each of so many blocks of one axis."""
+    n = x.shape[axis]
+    span = -(-n // blocks)
+    if span * blocks > n:
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, span * blocks - n)
         x = jnp.pad(x, padding)
-    parts = [part for pair in zip(groups, spans, strict=True) for part in pair]
-    x = x.reshape(parts)
-    return jnp.max(x, axis=tuple(range(1, 2 * len(groups), 2)))
+    x = x.reshape(*x.shape[:axis], blocks, span, *x.shape[axis + 1 :])
+    axis += 1
+    # The first steps as comparisons of slices: XLA fuses them with what makes x, which
+    # it would write to memory for a reduction. From 0, no NaN is ever the larger.
+    part = span // _SLICES
+    rest = jax.lax.slice_in_dim(x, part * _SLICES, span, axis=axis)
+    found = jnp.max(jnp.where(rest > 0, rest, 0), axis=axis, initial=0)
+    if part:
+        largest = jnp.zeros((), x.dtype)
+        for i in range(_SLICES):
+            piece = jax.lax.slice_in_dim(x, i * part, (i + 1) * part, axis=axis)
+            largest = jnp.where(piece > largest, piece, largest)
+        found = jnp.maximum(found, jnp.max(largest, axis=axis))
+    return found
