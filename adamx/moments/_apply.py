@@ -97,9 +97,8 @@ def apply_rule(
         _check_reduced(updates, moment, name, each.get("axes"))
     if params is not None:
         _tree.check_like_params(updates, params)
-    slots = [Slot(n, i, m) for i, (n, m) in enumerate(signed.items())]
-    others = {**unsigned, **reduced}
-    slots += [Slot(n, len(slots) + i, m) for i, (n, m) in enumerate(others.items())]
+    moments = {**signed, **unsigned, **reduced}
+    slots = [Slot(name, moment) for name, moment in moments.items()]
     order = list(each)
     leaves = jax.tree.leaves(updates)
     rows = iter(zip(*each.values(), strict=True) if each else [()] * len(leaves))
@@ -149,11 +148,9 @@ def apply_rule(
     updates, *new = _tree.map_leaves(
         leaf, 1 + len(trees) + len(emits), updates, params, *trees
     )
-    moments = {
-        slot.name: slot.state(own)
-        for slot, own in zip(slots, deal(new, slots), strict=True)
-    }
-    return updates, moments | dict(zip(emits, new[len(trees) :], strict=True))
+    held = zip(slots, deal(new, slots), strict=True)
+    stored = {slot.name: slot.state(own) for slot, own in held}
+    return updates, stored | dict(zip(emits, new[len(trees) :], strict=True))
 
 
 def _arithmetic_dtype(g: jax.Array, held: Sequence[Sequence[jax.Array]]) -> Any:

@@ -101,8 +101,12 @@ def spread(scale: jax.Array, shape: Shape) -> jax.Array:
     for axis, (n, d) in enumerate(zip(shape, scale.shape, strict=True)):
         if d in (1, n):
             continue
+        # Not jnp.repeat, which gathers.
         span = -(-n // d)
-        scale = jnp.repeat(scale, span, axis=axis, total_repeat_length=d * span)
+        before, behind = scale.shape[:axis], scale.shape[axis + 1 :]
+        scale = jnp.expand_dims(scale, axis + 1)
+        scale = jnp.broadcast_to(scale, (*before, d, span, *behind))
+        scale = scale.reshape(*before, d * span, *behind)
         scale = jax.lax.slice_in_dim(scale, 0, n, axis=axis)
     return scale
 

@@ -22,12 +22,10 @@ class Slot:
 
     Attributes:
       name: its field in the State.
-      index: its place in the rule's arguments.
       moment: a tree, or an `Encoded`.
     """
 
     name: str
-    index: int
     moment: PyTree
 
     @property
