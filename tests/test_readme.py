@@ -33,6 +33,9 @@ def test_code_blocks_run_and_print_what_they_say():
     _, _, loss = names["sophia_step"](params, names["sophia"].init(params), batch)
     held = names["schedule_free"].init(params)
     assert names["validate"](params, held, batch) == pytest.approx(float(loss))
+    names["half_step"](params, names["scaled"].init(params), batch)
+    for name in ("two_bytes", "one_byte", "lion"):
+        names[name].init(params)
     assert shown
     for command, expected in shown:
         assert eval(command, names) == {
