@@ -230,6 +230,17 @@ def test_updates_are_added_in_float32_and_rounded_stochastically():
     assert float(new["a"].astype(jnp.float32).mean()) == pytest.approx(1.001, abs=4e-4)
 
 
+def test_the_derivative_is_that_of_the_mean():
+    def total(gradient):
+        params = jnp.ones(64, jnp.bfloat16)
+        updates = jnp.full(64, gradient)
+        key = jax.random.key(0)
+        new = adamx.apply_updates(params, updates, rounding="stochastic", key=key)
+        return new.astype(jnp.float32).sum()
+
+    assert jax.grad(total)(0.1) == 64
+
+
 def test_a_thousand_small_steps_arrive_where_nearest_stands_still():
     params, key = jnp.ones(1024, jnp.bfloat16), jax.random.key(0)
     u = jnp.full(1024, 1e-3)

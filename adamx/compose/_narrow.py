@@ -51,12 +51,20 @@ class Format(NamedTuple):
     store: Callable[[jax.Array, jax.Array], jax.Array]
 
 
+@jax.custom_jvp
 def load_split_leaf(p: jax.Array, low: jax.Array) -> jax.Array:
     """float32 from its upper half p, rounded, and what its bits lack or exceed."""
     whole = lax.bitcast_convert_type(p.astype(jnp.float32), jnp.int32)
     master = lax.bitcast_convert_type(whole + low.astype(jnp.int32), jnp.float32)
     # A p that missed its target may be 0: it has no bits to count down from.
     return jnp.where(p == 0, jnp.zeros_like(master), master)
+
+
+@load_split_leaf.defjvp
+def _load_split_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    # Bits have no derivative, and would give 0 without a word; p was rounded from the
+    # master, and has its derivative.
+    return load_split_leaf(*primals), tangents[0].astype(jnp.float32)
 
 
 def store_split_leaf(new: jax.Array, target: jax.Array) -> jax.Array:
@@ -70,7 +78,8 @@ def store_split_leaf(new: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def _zeros(dtype: Any) -> Callable[[Any], jax.Array]:
-    return lambda p: jnp.zeros(jnp.shape(p), dtype)
+    # Like p: on its devices, sharded as it is.
+    return lambda p: jnp.zeros_like(p, dtype=dtype)
 
 
 def _start_full(p: Any) -> jax.Array:
@@ -145,7 +154,10 @@ def _count(
         return missed, missed
 
     def fused(p: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return missed_leaf(p, new), jnp.zeros((), jnp.float32)
+        missed = missed_leaf(p, new)
+        # A plain 0 to XLA; to shard_map one that varies with the device, as in `apart`.
+        nothing = jnp.zeros((), jnp.float32)
+        return missed, jnp.where(missed >= 0, nothing, nothing)
 
     if new.size < _LARGE:
         return missed_leaf(p, new), unknown

@@ -200,7 +200,8 @@ def master_weights(
     `uncarried`), and right after the next step. Parameters changed by other hands:
     "float32" puts them back to the master at the next step, with "split" the master
     moves with them. Behind an overflow, a parameter at infinity is NaN from the next
-    step on.
+    step on. Inside `jax.shard_map` each device counts its own: sum `uncarried` over the
+    devices (`jax.lax.psum`) before the state leaves.
 
     Args:
       inner: an optimizer, learning rate and descent's sign included.
@@ -247,10 +248,11 @@ def compensated(inner: GradientTransformation) -> GradientTransformationExtraArg
         new = p + rest + update;   p <- new rounded;   rest <- new - p, in bfloat16
 
     2 bytes per parameter. p and rest together have 16 bits of `new` (bfloat16; 19 with
-    float16): updates below 4e-6 |p| may be lost, where a bfloat16 p alone loses those
-    below 4e-3 |p|. `master_weights(inner, storage="split")` loses none above 6e-8 |p|,
-    for the same bytes; this one also takes float16, and the rest is a number that can
-    be read, scaled and sharded as any.
+    float16): updates below 8e-6 |p| may be lost (1e-6 |p|), where a bfloat16 p alone
+    loses those below 4e-3 |p|; those a little above may be a third off, all to the same
+    side. `master_weights(inner, storage="split")` loses none above 6e-8 |p|, for the
+    same bytes; this one also takes float16, and the rest is a number that can be read,
+    scaled and sharded as any.
 
     For what `inner` sees, and how the update is to be added: see `master_weights`. If
     parameters are changed by other hands, the rest stays.

@@ -131,6 +131,7 @@ def uniform(bits: jax.Array) -> jax.Array:
     return whole.astype(jnp.float32) * jnp.float32(2.0**-24)
 
 
+@jax.custom_jvp
 def round_stochastic(x: jax.Array, bits: jax.Array) -> jax.Array:
     """float32 to bfloat16, up or down at random, so that the mean is x.
 
@@ -144,6 +145,8 @@ def round_stochastic(x: jax.Array, bits: jax.Array) -> jax.Array:
     Above 3.39e38, the largest finite bfloat16, there is no mean to keep, since above is
     infinity: there rounding is to the nearest, so that no value becomes infinite that
     to the nearest would not.
+
+    Its derivative is that of the mean, 1, as rounding to the nearest has it in JAX.
 
     Args:
       x: float32.
@@ -166,3 +169,9 @@ def round_stochastic(x: jax.Array, bits: jax.Array) -> jax.Array:
     moved = jnp.where(size > jnp.uint32(0x7F800000), quiet, moved)
     high = _shift(moved, 16).astype(jnp.uint16)
     return lax.bitcast_convert_type(high, jnp.bfloat16)
+
+
+@round_stochastic.defjvp
+def _round_stochastic_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    # Without a rule, bits have the derivative 0, without a word.
+    return round_stochastic(*primals), tangents[0].astype(jnp.bfloat16)
