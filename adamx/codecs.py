@@ -43,7 +43,7 @@ def int8(
     layout: str = "rank1",
     block: int | None = None,
     *,
-    rounding: str = "nearest",
+    rounding: str = "stochastic",
     seed: int = 0,
     min_size: int = 4096,
     keep: Any = None,
@@ -65,7 +65,11 @@ def int8(
       block: > 0, into blocks of at most how many elements an axis is divided that
         shares a scale; None: not at all, but vectors, and rows with "block", into 256s.
         Blocks that divide the shards of sharded parameters need no communication.
-      rounding: "nearest", or "stochastic": up or down at random, right in the mean.
+      rounding: "stochastic": to the nearest code where that is another one than before,
+        else up or down at random, so that slow changes go on in the mean. "nearest" is
+        up to a third faster on a CPU and closer to float32 while gradients stay as they
+        are; but a mean square (b2 = 0.999) does not fall with its gradients then, and
+        a mean that nothing is added to stays where it is for ever.
       seed: >= 0, of the random bits.
       min_size: >= 0; leaves of fewer elements stay float32 (float64 for float64).
       keep: function of a leaf's path ("encoder/embedding") that is true where it shall
@@ -109,7 +113,7 @@ def int4(
     layout: str = "rank1",
     block: int | None = None,
     *,
-    rounding: str = "nearest",
+    rounding: str = "stochastic",
     seed: int = 0,
     min_size: int = 4096,
     keep: Any = None,
@@ -157,6 +161,8 @@ def fp8(
     block: int | None = None,
     *,
     format: str = "float8_e4m3fn",
+    rounding: str = "stochastic",
+    seed: int = 0,
     min_size: int = 4096,
     keep: Any = None,
 ) -> Codec:
@@ -166,10 +172,10 @@ def fp8(
 
     The relative error is the same for large and small numbers: at most 6% in e4m3, over
     a range of 2^18 in each group, and 12% in e5m2, over 2^32. What is not 0 is never
-    read as 0. Rounding is to the nearest.
+    read as 0.
 
     Args:
-      layout, block, min_size, keep: see `int8`.
+      layout, block, rounding, seed, min_size, keep: see `int8`.
       format: "float8_e4m3fn" or "float8_e5m2".
 
     Returns:
@@ -182,11 +188,18 @@ def fp8(
 
     Source: Micikevicius et al., "FP8 Formats for Deep Learning" (2022).
     """
-    _check(layout, block, "nearest", 0, min_size, keep)
+    _check(layout, block, rounding, seed, min_size, keep)
     _checks.check_choice("format", format, _FLOATS)
     types: dict[str, Any] = {"signed": jnp.dtype(format), "unsigned": jnp.dtype(format)}
     return Codec(
-        "fp8", **types, layout=layout, block=block, min_size=min_size, keep=keep
+        "fp8",
+        **types,
+        layout=layout,
+        block=block,
+        rounding=rounding,
+        seed=seed,
+        min_size=min_size,
+        keep=keep,
     )
 
 

@@ -243,7 +243,7 @@ def find_scales(
 def encode(
     x: jax.Array,
     scales: tuple[jax.Array, ...],
-    dtype: Any,
+    old: jax.Array,
     bits: jax.Array | None,
 ) -> jax.Array:
     """The codes of an array.
@@ -251,44 +251,74 @@ def encode(
     Args:
       x: float32 or wider.
       scales: at least |x| in each group.
-      dtype: of the codes.
+      old: the codes of the step before, which decide the dtype.
       bits: random bits of the array's shape; None: to the nearest code.
     """
     if not scales:
         if bits is None:
-            return x.astype(dtype)
+            return x.astype(old.dtype)
         return _rounding.round_stochastic(x.astype(jnp.float32), bits)
     # By scale and not by element; with the division last, XLA keeps it out of the loop.
-    power, levels = _power(dtype), jnp.float32(_levels(dtype))
+    power, levels = _power(old.dtype), jnp.float32(_levels(old.dtype))
     units = [jnp.where(s > 0, _root(s, power), jnp.inf) for s in scales]
     factor = _common(tuple(1.0 / u for u in units), x.shape, jnp.maximum)
     k = _root(jnp.abs(x), power).astype(jnp.float32) * factor * levels
     k = jnp.where(k < levels, k, levels)  # NaN: the top
-    if jnp.issubdtype(dtype, jnp.floating):
-        return _float_code(x, k, dtype)
-    return _integer_code(x, k, dtype, bits)
+    if jnp.issubdtype(old.dtype, jnp.floating):
+        return _float_code(x, k, old, bits)
+    return _integer_code(x, k, old, bits)
 
 
-def _integer_code(x: jax.Array, k: jax.Array, dtype: Any, bits: Any) -> jax.Array:
-    is_signed = jnp.issubdtype(dtype, jnp.signedinteger)
+def _integer_code(
+    x: jax.Array, k: jax.Array, old: jax.Array, bits: jax.Array | None
+) -> jax.Array:
+    is_signed = jnp.issubdtype(old.dtype, jnp.signedinteger)
     if bits is not None:
         below = jnp.floor(k)
         share = k - below  # of the way from one code to the next, in x
-        if _power(dtype) == 2:
+        if _power(old.dtype) == 2:
             share = share * (k + below) / (below + below + 1.0)
-        k = below + (_rounding.uniform(bits) < share).astype(jnp.float32)
+        before = old.astype(jnp.float32) + (0.0 if is_signed else 1.0)
+        signed = jnp.where(x < 0, -k, k) if is_signed else k
+        k = _round(k, below, share, jnp.abs(signed - before) < 0.5, bits)
     # The low bits of the sum are the integer. A conversion would be right too, but it
     # sees to NaN and overflow, which cannot be here, and is the slower for it.
     if is_signed:
         k = jnp.where(x < 0, -k, k) + jnp.float32(_MAGIC)
     else:
         k = jnp.maximum(k, 1.0) + jnp.float32(_MAGIC - 1.0)
-    return jax.lax.bitcast_convert_type(k, jnp.int32).astype(dtype)
+    return jax.lax.bitcast_convert_type(k, jnp.int32).astype(old.dtype)
 
 
-def _float_code(x: jax.Array, size: jax.Array, dtype: Any) -> jax.Array:
+def _round(
+    k: jax.Array, below: jax.Array, share: jax.Array, stays: jax.Array, bits: jax.Array
+) -> jax.Array:
+    """Up with probability `share` where the nearest is the old code, else the nearest.
+
+    So the slowest change goes on in the mean, and a change of more than half a code,
+    which goes on anyway, has no more noise than the nearest gives it.
+    """
+    half = k - below
+    is_up = jnp.where(stays, _rounding.uniform(bits) < share, half >= 0.5)
+    return below + is_up.astype(jnp.float32)
+
+
+def _float_code(
+    x: jax.Array, size: jax.Array, old: jax.Array, bits: jax.Array | None
+) -> jax.Array:
+    limits = jnp.finfo(old.dtype)
+    smallest = jnp.float32(limits.smallest_subnormal)
+    if bits is not None:
+        # In units of the last place: the exponent alone, over 2^(digits).
+        number = jax.lax.bitcast_convert_type(size, jnp.int32) & 0x7F800000
+        power = jax.lax.bitcast_convert_type(number, jnp.float32)
+        unit = jnp.maximum(power * 2.0**-limits.nmant, smallest)
+        k = size / unit
+        before = jnp.abs(old.astype(jnp.float32)) / unit
+        below = jnp.floor(k)
+        stays = (jnp.abs(k - before) < 0.5) & ((x < 0) == (old < 0))
+        size = _round(k, below, k - below, stays, bits) * unit
     # What is not 0 never becomes 0: mu / sqrt(nu) with nu = 0 would be lost. (size may
     # be 0 all the same: beside a scale that is 1e38 times larger.)
-    smallest = jnp.float32(jnp.finfo(dtype).smallest_subnormal)
     size = jnp.where(x != 0, jnp.maximum(size, smallest), 0.0)
-    return jnp.where(x < 0, -size, size).astype(dtype)
+    return jnp.where(x < 0, -size, size).astype(old.dtype)

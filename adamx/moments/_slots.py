@@ -60,7 +60,7 @@ class Slot:
         if self.moment.key is not None:
             step = self.moment.step
             bits = _rounding.random_bits(self.moment.key, step, stream, codes.shape)
-        return [encode(new(), found, codes.dtype, bits), *found]
+        return [encode(new(), found, codes, bits), *found]
 
     def state(self, trees: Sequence[PyTree]) -> PyTree:
         """The new moment for the State, of its trees."""
