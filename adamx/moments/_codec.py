@@ -230,7 +230,8 @@ def find_scales(
             continue
         size = jnp.abs(new())
         top = jnp.finfo(scale.dtype).max
-        size = jnp.where(size >= 0, jnp.minimum(size, top), 0.0)
+        # Not by size >= 0, which XLA takes to be true of every absolute value.
+        size = jnp.where(jnp.isnan(size), 0.0, jnp.minimum(size, top))
         found.append(_layout.largest(size, scale.shape).astype(scale.dtype))
     return tuple(found)
 
@@ -254,8 +255,9 @@ def encode(
             return x.astype(dtype)
         return _rounding.round_stochastic(x.astype(jnp.float32), bits)
     scale = _common(scales, x.shape)
-    inverse = jnp.where(scale > 0, 1.0 / scale, 0.0)
-    y = jnp.abs(x) * inverse.astype(x.dtype)
+    # Four times, since 1 / (the largest float32) is subnormal: processors read it as 0.
+    inverse = jnp.where(scale > 0, 4.0 / scale, 0.0)
+    y = jnp.abs(x) * inverse.astype(x.dtype) * 0.25
     y = jnp.where(y < 1, y, jnp.ones((), y.dtype)).astype(jnp.float32)  # NaN: the top
     if jnp.issubdtype(dtype, jnp.floating):
         return _float_code(x, y, dtype)
@@ -281,7 +283,8 @@ def _integer_code(x: jax.Array, y: jax.Array, dtype: Any, bits: Any) -> jax.Arra
 
 def _float_code(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
     size = y * jnp.float32(_levels(dtype))
-    # What is not 0 never becomes 0: mu / sqrt(nu) with nu = 0 would be lost.
+    # What is not 0 never becomes 0: mu / sqrt(nu) with nu = 0 would be lost. (y may be
+    # 0 all the same: beside a scale that is 1e38 times larger.)
     smallest = jnp.float32(jnp.finfo(dtype).smallest_subnormal)
-    size = jnp.where(y > 0, jnp.maximum(size, smallest), 0.0)
+    size = jnp.where(x != 0, jnp.maximum(size, smallest), 0.0)
     return jnp.where(x < 0, -size, size).astype(dtype)

@@ -121,4 +121,4 @@ def largest(x: jax.Array, groups: Sequence[int]) -> jax.Array:
         x = jnp.pad(x, padding)
     parts = [part for pair in zip(groups, spans, strict=True) for part in pair]
     x = x.reshape(parts)
-    return jnp.max(x, axis=tuple(range(1, 2 * len(groups), 2)))
+    return jnp.max(x, axis=tuple(range(1, 2 * len(groups), 2)), initial=0)
