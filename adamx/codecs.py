@@ -66,7 +66,7 @@ def int8(
         shares a scale; None: not at all, but vectors, and rows with "block", into 256s.
         Blocks that divide the shards of sharded parameters need no communication.
       rounding: "nearest", or "stochastic": up or down at random, right in the mean.
-      seed: >= 0, of the random bits.
+      seed: in [0, 2^64), of the random bits.
       min_size: >= 0; leaves of fewer elements stay float32 (float64 for float64).
       keep: function of a leaf's path ("encoder/embedding") that is true where it shall
         stay float32; None: nowhere.
@@ -245,9 +245,11 @@ def _check(
     _checks.check_choice("layout", layout, LAYOUTS)
     _checks.check_choice("rounding", rounding, ROUNDINGS)
     if block is not None:
-        _check_whole("block", block, 1)
-    _check_whole("seed", seed, 0)
-    _check_whole("min_size", min_size, 0)
+        _check_whole("block", block, 1, "Use e.g. 256, or None for no division.")
+    _check_whole("seed", seed, 0, "Every number has bits of its own.")
+    if seed >= 2**64:
+        raise ValueError(f"`seed` must be an int < 2**64, got {seed}. Use e.g. 0.")
+    _check_whole("min_size", min_size, 0, "Use 0 to encode leaves of any size.")
     if keep is not None and not callable(keep):
         raise TypeError(
             f"`keep` must be a function of a leaf's path or None, got "
@@ -256,11 +258,11 @@ def _check(
         )
 
 
-def _check_whole(name: str, value: Any, low: int) -> None:
+def _check_whole(name: str, value: Any, low: int, remedy: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(
             f"`{name}` must be an int >= {low}, got {_checks.describe_value(value)}; "
             "it decides the form of the state and must be known at construction."
         )
     if value < low:
-        raise ValueError(f"`{name}` must be an int >= {low}, got {value}.")
+        raise ValueError(f"`{name}` must be an int >= {low}, got {value}. {remedy}")
