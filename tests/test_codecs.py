@@ -9,6 +9,7 @@ import pytest
 import adamx
 from adamx import codecs
 from tests import reference_codecs as reference
+from tests.helpers import IS_OLD_XLA
 from tests.helpers_codecs import CODECS, LAYOUTS, make, state_bytes, stored
 
 SHAPES = [(), (1,), (600,), (7, 1), (33, 40), (2, 2, 5, 6)]
@@ -62,9 +63,11 @@ def test_codes_are_the_nearest(label, is_signed):
             read = reference.decoded(held.codes, scale, code)
         else:
             name = held.codes.dtype.name
+            # XLA of jax 0.6 rounds to float16 first.
+            room = 2.0**-11 if IS_OLD_XLA else 3e-7
             want = reference.float_codes(x, scale, name)
             near = [
-                reference.float_codes(x * (1 + e), scale, name) for e in (3e-7, -3e-7)
+                reference.float_codes(x * (1 + e), scale, name) for e in (room, -room)
             ]
             decided = near[0] == near[1]
             read = np.asarray(held.codes, np.float64) / reference.LARGEST[name] * scale
@@ -280,6 +283,7 @@ def test_stochastic_bfloat16_follows_an_average_where_bfloat16_stalls():
 # --------------------------------------------------------------------- memory, traces
 
 
+@pytest.mark.skipif(IS_OLD_XLA, reason="XLA of jax 0.6 writes them to memory")
 @pytest.mark.parametrize("layout", ["rank1", "column"])
 def test_no_float32_copy_of_the_moments_lives_across_leaves(layout):
     params = {str(i): jnp.zeros((256, 512)) for i in range(8)}
