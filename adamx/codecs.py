@@ -70,7 +70,7 @@ def int8(
         up to a third faster on a CPU and closer to float32 while gradients stay as they
         are; but a mean square (b2 = 0.999) does not fall with its gradients then, and
         a mean that nothing is added to stays where it is for ever.
-      seed: >= 0, of the random bits.
+      seed: in [0, 2^64), of the random bits.
       min_size: >= 0; leaves of fewer elements stay float32 (float64 for float64).
       keep: function of a leaf's path ("encoder/embedding") that is true where it shall
         stay float32; None: nowhere.
@@ -245,9 +245,9 @@ def decode(moment: PyTree) -> PyTree:
 
     >>> import jax.numpy as jnp, adamx
     >>> tx = adamx.scale_by_adam(b1=0.5, mu_dtype=int8(min_size=0))
-    >>> _, state = tx.update(jnp.array([4.0, -1.0]), tx.init(jnp.zeros(2)))
+    >>> _, state = tx.update(jnp.array([4.0, -1.2]), tx.init(jnp.zeros(2)))
     >>> [round(float(m), 2) for m in decode(state.mu)]
-    [2.0, -0.51]
+    [2.0, -0.61]
     """
     return moments.decoded(moment)
 
@@ -258,9 +258,11 @@ def _check(
     _checks.check_choice("layout", layout, LAYOUTS)
     _checks.check_choice("rounding", rounding, ROUNDINGS)
     if block is not None:
-        _check_whole("block", block, 1)
-    _check_whole("seed", seed, 0)
-    _check_whole("min_size", min_size, 0)
+        _check_whole("block", block, 1, "Use e.g. 256, or None for no division.")
+    _check_whole("seed", seed, 0, "Every number has bits of its own.")
+    if seed >= 2**64:
+        raise ValueError(f"`seed` must be an int < 2**64, got {seed}. Use e.g. 0.")
+    _check_whole("min_size", min_size, 0, "Use 0 to encode leaves of any size.")
     if keep is not None and not callable(keep):
         raise TypeError(
             f"`keep` must be a function of a leaf's path or None, got "
@@ -269,11 +271,11 @@ def _check(
         )
 
 
-def _check_whole(name: str, value: Any, low: int) -> None:
+def _check_whole(name: str, value: Any, low: int, remedy: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(
             f"`{name}` must be an int >= {low}, got {_checks.describe_value(value)}; "
             "it decides the form of the state and must be known at construction."
         )
     if value < low:
-        raise ValueError(f"`{name}` must be an int >= {low}, got {value}.")
+        raise ValueError(f"`{name}` must be an int >= {low}, got {value}. {remedy}")

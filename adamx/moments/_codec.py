@@ -102,6 +102,8 @@ def decoded(moment: PyTree) -> PyTree:
 
     def leaf(*boxes: Any) -> jax.Array:
         codes, *scales = map(unboxed, boxes)
+        if not is_code(codes.dtype):
+            return codes
         return decode(codes, tuple(scales), jnp.float32)
 
     return jax.tree.map(leaf, moment.codes, *moment.scales)
@@ -169,6 +171,22 @@ def _check_real(params: PyTree, codec: Codec) -> None:
                 "and nu_dtype=None, or split it into real and imaginary parts "
                 "(optax.contrib.split_real_and_imaginary)."
             )
+
+
+def check_scales(moment: Encoded) -> None:
+    """Raises where scales cannot be those of their codes: a mixed-up checkpoint."""
+    flat = jax.tree_util.tree_flatten_with_path(moment.codes)[0]
+    for scales in moment.scales:
+        held = _tree.leaves_below(moment.codes, scales)
+        for (path, codes), scale in zip(flat, held, strict=True):
+            pairs = zip(scale.shape, codes.shape, strict=False)
+            if scale.ndim != codes.ndim or any(d > max(n, 1) for d, n in pairs):
+                raise ValueError(
+                    f"a scale of the state at '{_tree.path_name(path)}' must have the "
+                    f"rank of its codes and no longer axes, {codes.shape}, got "
+                    f"{scale.shape}: they are not of one state. Use the scales that "
+                    "belong to the codes, or a new state (tx.init)."
+                )
 
 
 # --------------------------------------------------------------------------- codes

@@ -112,7 +112,7 @@ def spread(scale: jax.Array, shape: Shape) -> jax.Array:
 
 
 def largest(x: jax.Array, groups: Sequence[int]) -> jax.Array:
-    """The largest element of each group of an array; NaN and what is below 0 are not.
+    """The largest element of each group of an array >= 0; NaN has no part in it.
 
     Args:
       x: the array.
@@ -124,7 +124,7 @@ def largest(x: jax.Array, groups: Sequence[int]) -> jax.Array:
     for axis, (n, d) in enumerate(zip(x.shape, groups, strict=True)):
         if n != d:
             x = _largest_along(x, axis, d)
-    return jnp.where(x > 0, x, 0)
+    return jnp.where(jnp.isnan(x), 0, x)
 
 
 def _largest_along(x: jax.Array, axis: int, blocks: int) -> jax.Array:
@@ -138,14 +138,18 @@ def _largest_along(x: jax.Array, axis: int, blocks: int) -> jax.Array:
     x = x.reshape(*x.shape[:axis], blocks, span, *x.shape[axis + 1 :])
     axis += 1
     # The first steps as comparisons of slices: XLA fuses them with what makes x, which
-    # it would write to memory for a reduction. From 0, no NaN is ever the larger.
+    # it would write to memory for a reduction. No NaN is larger than what there is.
     part = span // _SLICES
     rest = jax.lax.slice_in_dim(x, part * _SLICES, span, axis=axis)
-    found = jnp.max(jnp.where(rest > 0, rest, 0), axis=axis, initial=0)
+    found = jnp.max(jnp.where(jnp.isnan(rest), 0, rest), axis=axis, initial=0)
     if part:
-        largest = jnp.zeros((), x.dtype)
-        for i in range(_SLICES):
-            piece = jax.lax.slice_in_dim(x, i * part, (i + 1) * part, axis=axis)
+        pieces = [
+            jax.lax.slice_in_dim(x, i * part, (i + 1) * part, axis=axis)
+            for i in range(_SLICES)
+        ]
+        # Not by a comparison with 0, which XLA takes to be true of absolute values.
+        largest = jnp.where(jnp.isnan(pieces[0]), 0, pieces[0])
+        for piece in pieces[1:]:
             largest = jnp.where(piece > largest, piece, largest)
         found = jnp.maximum(found, jnp.max(largest, axis=axis))
     return found

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from adamx import _checks, _tree
 from adamx._types import PyTree, at_least_single, dtype_of, real_dtype
-from adamx.moments._codec import Codec, codes_of, encoded
+from adamx.moments._codec import Codec, Encoded, check_scales, codes_of, encoded
 
 
 def zeros(params: PyTree, dtype: Any = None, *, is_wide: bool = False) -> PyTree:
@@ -78,7 +78,12 @@ def check_moment_dtype(name: str, dtype: Any) -> Any:
             f"`{name}` must be a dtype, a codec or None, got the function "
             f"{dtype.__name__}; call it: adamx.codecs.{dtype.__name__}()."
         )
-    return _checks.check_dtype(name, dtype)
+    try:
+        return _checks.check_dtype(name, dtype)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{error} For fewer bits pass a codec: adamx.codecs.int8()."
+        ) from None
 
 
 def check_second_moment_dtype(
@@ -127,7 +132,9 @@ def _warn_of_stalling(name: str, dtype: Any, b_name: str, b: Any) -> None:
 def check_gradient(updates: PyTree, moment: PyTree) -> None:
     """Raises unless the gradient has floats in the structure and shapes of a moment."""
     _tree.check_inexact(updates, "gradient")
-    moment = codes_of(moment)
+    if isinstance(moment, Encoded):
+        check_scales(moment)
+        moment = moment.codes
     _tree.check_same_structure(updates, moment, "gradient", "the optimizer state")
 
 
