@@ -169,7 +169,7 @@ def warm_up_records(tx, steps):
     return jax.jit(lambda s: jax.lax.scan(step, s, None, length=steps)[1])(start)
 
 
-@pytest.mark.parametrize("b1", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("b1", [0.0, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("b3", [0.5, 0.999, 0.9999])
 def test_the_warm_up_is_the_paper_s(b1, b3):
     """1 - b3_t is seen in the slow mean of ones: 1 - (product of all b3_t)."""

@@ -154,6 +154,33 @@ def test_any_beta_is_exact_whatever_came_before(b, is_traced):
         assert _scaled_error(ours[t - 1], want) <= 2e-6, f"t={t}"
 
 
+@pytest.mark.parametrize("b1", [0.5, 0.9])
+def test_nesterov_looks_ahead_by_the_next_correction_of_a_traced_b1_too(b1):
+    gradients = np.random.default_rng(0).standard_normal((20, 64)).astype(np.float32)
+    params, b1 = np.zeros(64, np.float32), float(np.float32(b1))
+    traced, _ = run_updates(
+        lambda beta: adamx.nadam(LR, b1=beta), gradients, params, np.float32(b1)
+    )
+    constant, _ = run_updates(adamx.nadam(LR, b1=b1), gradients, params)
+    np.testing.assert_allclose(traced, constant, rtol=0, atol=5e-6 * LR)
+
+
+@pytest.mark.parametrize("b", [0.25, 0.49, 0.51, 0.9])
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_momentum_decays_below_one_half_too(b, is_traced):
+    """What is left of the sum is formed in another way than above one half."""
+    gradients = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32)
+    params, b = np.zeros(64, np.float32), float(np.float32(b))
+
+    def make(beta):
+        return adamx.momentum(LR, momentum=beta)
+
+    traced = (np.float32(b),) if is_traced else ()
+    ours, _ = run_updates(make if is_traced else make(b), gradients, params, *traced)
+    want = np.stack(list(reference.momentum(gradients, params, LR, momentum=b)))
+    np.testing.assert_allclose(ours, want, rtol=0, atol=5e-6 * LR)
+
+
 @pytest.mark.parametrize("b2", [0.99, 0.999, 0.9999])
 def test_carried_bias_correction_never_stalls(b2):
     tx, steps = adamx.scale_by_adam, 20_000
