@@ -154,8 +154,9 @@ def test_codes_are_of_the_nearest_number(modules, is_signed):
         read = code.decode(code.encode(x))
         assert np.array_equal(code.decode(code.encode(read)), read), name
         gap = np.abs(every[:, None] - np.asarray(x)).min(0)
-        # sqrt, fourth and log are nearest in their own measure, not in x.
-        slack = 1.0 if name in ("linear", "fp8") or "dynamic" in name else 1.1
+        # sqrt, fourth and log are nearest in their own measure, not in x; to float8,
+        # older versions of XLA round by way of float16.
+        slack = 1.0 if name == "linear" or "dynamic" in name else 1.1
         assert (np.abs(read - x) <= slack * gap + 1e-6).all(), name
 
 
