@@ -4,7 +4,9 @@ A task is a few pure functions; `train` runs many runs of it at once (vmap over 
 and seeds), all steps in one compiled call (scan).
 """
 
+import collections
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -79,6 +81,29 @@ def _mlp(sizes: Sequence[int]) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return init, apply
 
 
+def convolutions() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A model for digits: three convolutions, a mean over the picture, a matrix."""
+    shapes = [(3, 3, 1, 16), (3, 3, 16, 32), (3, 3, 32, 32), (32, 10)]
+
+    def init(key: jax.Array) -> Any:
+        keys = jax.random.split(key, len(shapes))
+        return [
+            (2 / np.prod(shape[:-1])) ** 0.5 * jax.random.normal(key, shape)
+            for key, shape in zip(keys, shapes, strict=True)
+        ]
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        x, axes = x.reshape(-1, 8, 8, 1), ("NHWC", "HWIO", "NHWC")
+        for kernel in params[:-1]:
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=axes
+            )
+            x = jax.nn.relu(x)
+        return x.mean((1, 2)) @ params[-1]
+
+    return init, apply
+
+
 def _loss_of(kind: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Optax's losses: cross-entropy, and regression onto one-hot labels."""
     target = jax.nn.one_hot(labels, logits.shape[-1])
@@ -92,8 +117,11 @@ def _loss_of(kind: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
     return values[kind]
 
 
-def digits(width: int = 32, depth: int = 2, batch: int = 64) -> Task:
-    """Scikit-learn's 1,797 digits of 8 x 8 pixels; 1,347 to train on; an MLP."""
+def digits(width: int = 32, depth: int = 2, batch: int = 64, model: Any = None) -> Task:
+    """Scikit-learn's 1,797 digits of 8 x 8 pixels; 1,347 to train on.
+
+    `model`: (init, apply); None: an MLP of that width and depth.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -102,7 +130,7 @@ def digits(width: int = 32, depth: int = 2, batch: int = 64) -> Task:
         images.astype(np.float32) / 16, labels, test_size=450, random_state=0
     )
     x, x_test, y, y_test = map(jnp.asarray, parts)
-    init, apply = _mlp([64] + [width] * depth + [10])
+    init, apply = model or _mlp([64] + [width] * depth + [10])
 
     def loss(params: Any, batch: Any, kind: Any = 0) -> jax.Array:
         return _loss_of(kind, apply(params, batch[0]), batch[1])
@@ -127,11 +155,20 @@ def digits(width: int = 32, depth: int = 2, batch: int = 64) -> Task:
     )
 
 
-def characters(width: int = 32, length: int = 32, batch: int = 16) -> Task:
-    """A character-level transformer of two blocks on the texts of Python's own help."""
+def characters(
+    width: int = 32, length: int = 32, batch: int = 16, words: int = 0
+) -> Task:
+    """A character-level transformer of two blocks on the texts of Python's own help.
+
+    With `words`, of words and punctuation: so many, all but the most frequent as one.
+    """
     from pydoc_data import topics
 
-    text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
+    text: Any = "\n".join(topics.topics[name] for name in sorted(topics.topics))
+    if words:
+        text = re.findall(r"\w+|[^\w\s]", text)
+        known = {w for w, _ in collections.Counter(text).most_common(words - 1)}
+        text = [w if w in known else "" for w in text]
     alphabet = sorted(set(text))
     codes = {letter: code for code, letter in enumerate(alphabet)}
     data = np.array([codes[letter] for letter in text], np.int32)

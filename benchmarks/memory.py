@@ -90,6 +90,7 @@ def rows() -> list[Row]:
     """Every storage format with float32 weights, every way to write bfloat16, pairs."""
     half, fine = jnp.bfloat16, both(None)
     int8, int4 = both(codecs.int8()), both(codecs.int4())
+    columns, nearest = codecs.int8("column"), codecs.int8("column", rounding="nearest")
     split = functools.partial(adamx.master_weights, storage="split")
     return [
         Row("float32", fine),
@@ -97,6 +98,8 @@ def rows() -> list[Row]:
         Row("bfloat16, stochastic", both(codecs.bfloat16_stochastic())),
         Row("fp8", both(codecs.fp8())),
         Row("int8", int8),
+        Row("int8, columns", both(columns)),
+        Row("int8, columns, nearest", both(nearest)),
         Row("int4", int4),
         Row("weights bfloat16, Optax", optax.adamw, half),
         Row("weights bfloat16, nearest", fine, half),
