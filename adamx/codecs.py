@@ -53,23 +53,23 @@ def int8(
         mean:     x = sign (k / 127)^2 scale, k = 0..127
         square:   x = (k / 256)^2 scale,      k = 1..256
 
-    The relative error of x is at most half a step of k, twice over: 0.8% (mean) and
-    0.4% (square) at the scale itself, 8% and 4% at a hundredth of it.
+    The relative error of x is at most twice that of k, half a step to the nearest: 0.8%
+    (mean) and 0.4% (square) at the scale itself, 8% and 4% at a hundredth of it.
 
     Args:
       layout: which elements share a scale: "rank1" (each has the smaller one of its row
-        and its column; the most exact in benchmarks/README.md), "column" (about twice
-        as fast on a CPU, as exact where rows are alike), "row", "block" (pieces of
-        rows), "tensor". Rows and columns are those of the last two axes; leading axes
-        have scales of their own; vectors are divided into blocks.
+        and its column; the most exact in benchmarks/README.md), "column" (faster on a
+        CPU, as exact where rows are alike: not in embeddings), "row", "block" (pieces
+        of rows), "tensor". Rows and columns are those of the last two axes; leading
+        axes have scales of their own; vectors are divided into blocks.
       block: > 0, into blocks of at most how many elements an axis is divided that
         shares a scale; None: not at all, but vectors, and rows with "block", into 256s.
         Blocks that divide the shards of sharded parameters need no communication.
       rounding: "stochastic": to the nearest code where that is another one than before,
         else up or down at random, so that slow changes go on in the mean. "nearest" is
-        up to a third faster on a CPU and closer to float32 while gradients stay as they
-        are; but a mean square (b2 = 0.999) does not fall with its gradients then, and
-        a mean that nothing is added to stays where it is for ever.
+        faster on a CPU, by column nearly twice, and closer to float32 while gradients
+        stay as they are; but a mean square (b2 = 0.999) does not fall with its
+        gradients then, and a mean that nothing is added to stays for ever.
       seed: in [0, 2^64), of the random bits.
       min_size: >= 0; leaves of fewer elements stay float32 (float64 for float64).
       keep: function of a leaf's path ("encoder/embedding") that is true where it shall
@@ -77,7 +77,8 @@ def int8(
 
     Returns:
       The codec. State: `Encoded`, 1 byte per parameter and 4 for each scale. NaN and
-      infinities of a moment are not kept: they become the scale of their group.
+      infinities of a moment are not kept: they become the scale of their group, which
+      is at most 2^126. Replicas under vmap draw the same random bits.
 
     Raises:
       ValueError, TypeError: an argument out of its range.

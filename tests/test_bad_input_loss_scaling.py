@@ -43,7 +43,11 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("case", BAD, ids=lambda case: f"{case[0]}={case[1]}")
+def _id(case):
+    return f"{case[0]}={'function' if callable(case[1]) else case[1]}"
+
+
+@pytest.mark.parametrize("case", BAD, ids=_id)
 def test_construction(case):
     name, value, exception, expected = case
     expected = expected.replace("(0, 1)", "(0,")

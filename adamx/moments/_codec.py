@@ -8,12 +8,14 @@
 
 The scale, shared by a group, is the largest |x| in it at each step, exactly. A mean
 square is never read as 0 where its group is not: mu / 0 is the way in which a linear
-8-bit nu ends in NaN. With squares of k, steps are finer where numbers are small: an
-8-bit nu spans a factor of 65,536 in each group.
+8-bit nu ends in NaN. Rounding is to the nearest k, or at random where that would be the
+old one: half a step of k is more than (1 - b2) of nu, which would never change other
+than with its group's scale. With squares of k, steps are finer where numbers are small:
+an 8-bit nu spans a factor of 65,536 in each group.
 
 Source: Dettmers et al. (2022) for the idea of a code and a scale for each block; Li et
 al. (2023) for unsigned codes without zero. The codes here are arithmetic, since a table
-look-up is tens of times slower on a CPU (benchmarks/README.md compares them).
+look-up takes many times as long on a CPU (benchmarks/README.md compares them).
 """
 
 import dataclasses
