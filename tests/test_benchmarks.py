@@ -121,14 +121,24 @@ def test_plain_bfloat16_weights_freeze(modules):
     assert loss["weights bfloat16, nearest"] > loss["float32"] + 0.1
 
 
-def test_storage_is_compared(modules, capsys):
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("bytes", "time", "digits"),
+        pytest.param(("characters", "rates"), marks=pytest.mark.slow),
+    ],
+    ids="-".join,
+)
+def test_storage_is_compared(modules, capsys, parts):
     memory = modules["memory"]
-    memory.main(["--quick"])
+    memory.main(["--quick", "--parts", *parts])
     printed = capsys.readouterr().out
-    assert all(f"\n{part}: " in printed for part in memory.PARTS)
+    assert all((f"\n{part}: " in printed) == (part in parts) for part in memory.PARTS)
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
-    assert sum("| float32 | " in line for line in lines) == 6  # and one array of it
-    assert sum(memory.QUICK_ROWS[0] in line for line in lines) == 4
+    # bytes: a table more, of one array.
+    assert sum("| float32 | " in line for line in lines) == {3: 4, 2: 2}[len(parts)]
+    if "digits" in parts:
+        assert sum(memory.QUICK_ROWS[0] in line for line in lines) == 3
     assert "nan" not in printed
 
 
