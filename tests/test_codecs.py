@@ -177,9 +177,15 @@ def test_distance_from_float32_after_50_steps():
 
 @pytest.mark.slow
 def test_distance_from_float32_after_1000_steps():
-    got = _mean_errors({"int8": codecs.int8()}, [50, 1000])
-    assert 0 < got[0]["int8"] <= 1e-4
-    assert 0 < got[1]["int8"] <= 6e-4
+    chosen = {
+        "default": codecs.int8(),
+        "columns": codecs.int8("column"),
+        "columns, nearest": codecs.int8("column", rounding="nearest"),
+    }
+    got = _mean_errors(chosen, [50, 1000])
+    for name in chosen:
+        assert 0 < got[0][name] <= 1e-4
+        assert 0 < got[1][name] <= 6e-4
 
 
 # ------------------------------------------------------------------------- the bits
