@@ -93,20 +93,9 @@ def int8(
 
     Source: see `adamx.moments`: Dettmers et al. (2022), Li et al. (2023).
     """
-    _check(layout, block, rounding, seed, min_size, keep)
-    types: dict[str, Any] = {
-        "signed": jnp.dtype(jnp.int8),
-        "unsigned": jnp.dtype(jnp.uint8),
-    }
-    return Codec(
-        "int8",
-        **types,
-        layout=layout,
-        block=block,
-        rounding=rounding,
-        seed=seed,
-        min_size=min_size,
-        keep=keep,
+    codes = jnp.dtype(jnp.int8), jnp.dtype(jnp.uint8)
+    return _checked(
+        Codec("int8", *codes, layout, block, rounding, seed, min_size, keep)
     )
 
 
@@ -140,20 +129,9 @@ def int4(
 
     Source: Li et al. (2023): unsigned codes without zero, rank-1 scales.
     """
-    _check(layout, block, rounding, seed, min_size, keep)
-    types: dict[str, Any] = {
-        "signed": jnp.dtype(jnp.int4),
-        "unsigned": jnp.dtype(jnp.uint4),
-    }
-    return Codec(
-        "int4",
-        **types,
-        layout=layout,
-        block=block,
-        rounding=rounding,
-        seed=seed,
-        min_size=min_size,
-        keep=keep,
+    codes = jnp.dtype(jnp.int4), jnp.dtype(jnp.uint4)
+    return _checked(
+        Codec("int4", *codes, layout, block, rounding, seed, min_size, keep)
     )
 
 
@@ -189,19 +167,9 @@ def fp8(
 
     Source: Micikevicius et al., "FP8 Formats for Deep Learning" (2022).
     """
-    _check(layout, block, rounding, seed, min_size, keep)
     _checks.check_choice("format", format, _FLOATS)
-    types: dict[str, Any] = {"signed": jnp.dtype(format), "unsigned": jnp.dtype(format)}
-    return Codec(
-        "fp8",
-        **types,
-        layout=layout,
-        block=block,
-        rounding=rounding,
-        seed=seed,
-        min_size=min_size,
-        keep=keep,
-    )
+    codes = jnp.dtype(format), jnp.dtype(format)
+    return _checked(Codec("fp8", *codes, layout, block, rounding, seed, min_size, keep))
 
 
 def bfloat16_stochastic(*, seed: int = 0, min_size: int = 0, keep: Any = None) -> Codec:
@@ -223,19 +191,14 @@ def bfloat16_stochastic(*, seed: int = 0, min_size: int = 0, keep: Any = None) -
 
     Source: see `adamx.apply_updates`, which rounds parameters so.
     """
-    _check("tensor", None, "stochastic", seed, min_size, keep)
-    types: dict[str, Any] = {
-        "signed": jnp.dtype(jnp.bfloat16),
-        "unsigned": jnp.dtype(jnp.bfloat16),
+    codes = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.bfloat16)
+    own: dict[str, Any] = {
+        "rounding": "stochastic",
+        "seed": seed,
+        "min_size": min_size,
+        "keep": keep,
     }
-    return Codec(
-        "bfloat16_stochastic",
-        **types,
-        rounding="stochastic",
-        seed=seed,
-        min_size=min_size,
-        keep=keep,
-    )
+    return _checked(Codec("bfloat16_stochastic", *codes, **own), has_scales=False)
 
 
 def decode(moment: PyTree) -> PyTree:
@@ -253,23 +216,26 @@ def decode(moment: PyTree) -> PyTree:
     return moments.decoded(moment)
 
 
-def _check(
-    layout: Any, block: Any, rounding: Any, seed: Any, min_size: Any, keep: Any
-) -> None:
-    _checks.check_choice("layout", layout, LAYOUTS)
-    _checks.check_choice("rounding", rounding, ROUNDINGS)
-    if block is not None:
-        _check_whole("block", block, 1, "Use e.g. 256, or None for no division.")
-    _check_whole("seed", seed, 0, "Every number has bits of its own.")
-    if seed >= 2**64:
-        raise ValueError(f"`seed` must be an int < 2**64, got {seed}. Use e.g. 0.")
-    _check_whole("min_size", min_size, 0, "Use 0 to encode leaves of any size.")
-    if keep is not None and not callable(keep):
+def _checked(codec: Codec, has_scales: bool = True) -> Codec:
+    """The codec; raises where an argument of it is out of its range."""
+    if has_scales:
+        _checks.check_choice("layout", codec.layout, LAYOUTS)
+    _checks.check_choice("rounding", codec.rounding, ROUNDINGS)
+    if codec.block is not None:
+        _check_whole("block", codec.block, 1, "Use e.g. 256, or None for no division.")
+    _check_whole("seed", codec.seed, 0, "Every number has bits of its own.")
+    if codec.seed >= 2**64:
+        raise ValueError(
+            f"`seed` must be an int < 2**64, got {codec.seed}. Use e.g. 0."
+        )
+    _check_whole("min_size", codec.min_size, 0, "Use 0 to encode leaves of any size.")
+    if codec.keep is not None and not callable(codec.keep):
         raise TypeError(
             f"`keep` must be a function of a leaf's path or None, got "
-            f"{_checks.describe_value(keep)}; pass e.g. "
+            f"{_checks.describe_value(codec.keep)}; pass e.g. "
             "lambda path: 'embedding' in path."
         )
+    return codec
 
 
 def _check_whole(name: str, value: Any, low: int, remedy: str) -> None:

@@ -14,8 +14,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
-from adamx.compose import _narrow
 from adamx.compose._narrow import round_leaf
+from adamx.moments import _order
 from tests import reference_narrow
 from tests.helpers import enable_x64
 from tests.test_contract import make_params, random_like, signature
@@ -154,7 +154,7 @@ def test_a_missed_target_is_counted_read_and_right_after_the_next_step(
     kind, large, monkeypatch
 ):
     """1 - 3 ulp is kept as 1, and 1 is taken away: -1 - 3 ulp has a bit too many."""
-    monkeypatch.setattr(_narrow, "_LARGE", large)  # with and without the conditional
+    monkeypatch.setattr(_order, "LARGE", large)  # with and without the conditional
     tx, ulp = WRAPPERS[kind](optax.identity()), 2.0**-24
     p = {"w": jnp.ones(2, jnp.bfloat16)}
     state = tx.init(p)
@@ -430,7 +430,7 @@ def test_what_is_stored_is_made_where_the_parameters_are(kind):
 
 
 @by_kind
-@pytest.mark.parametrize("size", [100, _narrow._LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("size", [100, _order.LARGE], ids=["small", "large"])
 def test_each_device_its_own_part_under_shard_map(kind, size):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     params = random_like(jnp.zeros(8 * size, jnp.bfloat16), 0)

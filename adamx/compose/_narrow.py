@@ -28,9 +28,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from adamx.moments import behind, in_turn
+
 _TINY = float(jnp.finfo(jnp.float32).tiny)
-# Elements from which a leaf is worth a conditional, which takes long to compile.
-_LARGE = 1 << 16
 
 # ---------------------------------------------------------------------- formats
 
@@ -42,7 +42,7 @@ class Format(NamedTuple):
       dtype: of `stored`.
       start: p -> stored.
       load: (p, stored) -> master.
-      store: (new, target) -> stored. Without p: see `_count`.
+      store: (new, target) -> stored. Without p: see `write_leaf`.
     """
 
     dtype: Any
@@ -137,39 +137,6 @@ def missed_leaf(p: jax.Array, new: jax.Array) -> jax.Array:
     return jnp.sum(is_missed, dtype=jnp.float32)
 
 
-def _count(
-    p: jax.Array, new: jax.Array, unknown: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """`missed_leaf`, and a number >= 0 that is known when it is, for `_behind`.
-
-    Three read p and the new master: this sum, what is stored, what is written to p. XLA
-    would compute the master anew for each, from old moments, parameters and stored
-    values, and so copy all of these before it overwrites them. On the CPU it does not
-    fuse across a conditional: what enters one is computed before, and once. Both
-    branches are the same; `unknown` is a number >= 0 that XLA cannot know.
-    """
-
-    def apart(p: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
-        missed = lax.cond(unknown >= 0, missed_leaf, missed_leaf, p, new)
-        return missed, missed
-
-    def fused(p: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
-        missed = missed_leaf(p, new)
-        # A plain 0 to XLA; to shard_map one that varies with the device, as in `apart`.
-        nothing = jnp.zeros((), jnp.float32)
-        return missed, jnp.where(missed >= 0, nothing, nothing)
-
-    if new.size < _LARGE:
-        return missed_leaf(p, new), unknown
-    # Elsewhere a conditional may wait for the host, and a fusion has several results.
-    return lax.platform_dependent(p, new, cpu=apart, default=fused)
-
-
-def _behind(known: jax.Array, x: jax.Array) -> jax.Array:
-    """x, computed after `known`, a number >= 0."""
-    return jnp.where(known >= 0, x, jnp.zeros_like(x))
-
-
 def write_leaf(
     p: jax.Array, master: jax.Array, u: jax.Array, known: jax.Array, kept: Format
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -187,10 +154,11 @@ def write_leaf(
       update (float32), stored, number of elements (float32 scalar), a number >= 0 that
       is known once these were counted.
     """
-    new = master + _behind(known, u)
-    missed, counted = _count(p, new, known)
+    new = master + behind(known, u)
+    # Three read p and the new master: this sum, what is stored, what is written to p.
+    missed, counted = in_turn(missed_leaf, known, p, new)
     target = round_leaf(new, p.dtype)
     # p and what is stored are overwritten after they were read for the count.
-    move = _behind(counted, target - p.astype(jnp.float32))
+    move = behind(counted, target - p.astype(jnp.float32))
     stored = kept.store(new, target)
-    return move, stored if kept is FULL else _behind(counted, stored), missed, counted
+    return move, stored if kept is FULL else behind(counted, stored), missed, counted

@@ -46,8 +46,8 @@ def scale_shapes(shape: Shape, layout: str, block: int | None) -> tuple[Shape, .
         shared as a whole, vectors and "block" in 256s.
 
     Returns:
-      One or two shapes; the second of rank1 is None-like, (0, ...), where one scale
-      array is enough: in vectors, and where it would be nearly as large as the array.
+      One or two shapes; the second of rank1 is of size 0, (0, ...), where one array is
+      enough: in vectors, and where it would have more than 1/16 of the elements.
     """
     if layout == "tensor" or not shape:
         return _padded(((1,) * len(shape),), shape, layout)
@@ -90,10 +90,6 @@ def _padded(shapes: tuple[Shape, ...], shape: Shape, layout: str) -> tuple[Shape
 def no_scale(shape: Shape) -> Shape:
     """The shape of a scale that is not there: size 0 (a scalar's cannot be)."""
     return (0,) * len(shape)
-
-
-def _spans(shape: Shape, groups: Shape) -> list[int]:
-    return [-(-n // d) if d else 0 for n, d in zip(shape, groups, strict=True)]
 
 
 def spread(scale: jax.Array, shape: Shape) -> jax.Array:

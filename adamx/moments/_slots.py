@@ -11,9 +11,7 @@ from adamx._types import PyTree
 from adamx.moments import _rounding
 from adamx.moments._codec import Encoded, decode, encode, find_scales, is_code
 from adamx.moments._ema import unrelated
-
-# Leaves of so many elements are encoded one after the other on a CPU: see `at_turn`.
-_LARGE = 2**16
+from adamx.moments._order import LARGE, behind, in_turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,40 +73,25 @@ class Slot:
 
 
 def at_turn(turn: jax.Array, own: list[jax.Array]) -> list[jax.Array]:
-    """A leaf's codes and scales, the scales known only once `turn` is, a number >= 0.
-
-    Several results are computed from the same old codes. The compiler for CPUs keeps a
-    copy of them wherever it overwrites them with one of these, and without an order it
-    copies the codes of all leaves at the start.
-    """
+    """A leaf's codes and scales; these are known only once `turn` is, a number >= 0."""
     codes, *scales = own
-    return [codes, *(jnp.where(turn >= 0, s, jnp.zeros_like(s)) for s in scales)]
+    return [codes, *(behind(turn, s) for s in scales)]
 
 
 def turn_after(own: Sequence[jax.Array], turn: jax.Array) -> jax.Array:
-    """A number >= 0 that is known when the codes of a leaf are.
+    """A number >= 0 that is known when a leaf's codes are; small leaves pass `turn` on.
 
-    One of them read in a conditional, with a predicate that the compiler cannot know:
-    it computes only that one otherwise. Small leaves let `turn` pass.
+    All of them: were one code read outside of `in_turn`, only it would be computed.
     """
     codes, *scales = own
-    if not scales or codes.size < _LARGE:
+    if not scales or codes.size < LARGE:
         return turn
 
     def first(codes: jax.Array) -> jax.Array:
         one = jax.lax.slice(codes, (0,) * codes.ndim, (1,) * codes.ndim)
         return jnp.abs(one.reshape(()).astype(jnp.float32))
 
-    def apart(codes: jax.Array, scale: jax.Array) -> jax.Array:
-        return jax.lax.cond(scale >= 0, first, first, codes)
-
-    def at_once(codes: jax.Array, scale: jax.Array) -> jax.Array:
-        return jnp.zeros_like(scale)
-
-    # Elsewhere a conditional may wait for the host, and a fusion has several results.
-    return jax.lax.platform_dependent(
-        codes, scales[0].ravel()[0], cpu=apart, default=at_once
-    )
+    return in_turn(first, scales[0].ravel()[0], codes)[1]
 
 
 def deal(arrays: Sequence[Any], slots: Sequence[Slot]) -> list[list[Any]]:

@@ -1,0 +1,51 @@
+"""An order, for the compiler for CPUs, among loops that read what others overwrite.
+
+Several results are computed from the same old arrays. Without an order, XLA computes
+what they have in common anew for each and copies what one of them overwrites, for all
+leaves at the start. A conditional is what it does not fuse across on a CPU: what enters
+one is computed before, and once; and a number that comes out of one, known only then.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Smaller leaves are not worth it: the copies are small, and compiling takes longer.
+LARGE = 2**16
+
+
+def in_turn(
+    function: Callable[..., jax.Array], unknown: jax.Array, *operands: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`function(*operands)`, and a number >= 0 that is known when the operands are.
+
+    Args:
+      function: returns a scalar >= 0.
+      unknown: a number >= 0 that XLA cannot know; both branches are the same.
+      *operands: arrays of one leaf.
+
+    Returns:
+      The scalar; and for `behind`, on a CPU the same, elsewhere 0.
+    """
+
+    def apart(*operands: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value = lax.cond(unknown >= 0, function, function, *operands)
+        return value, value
+
+    def fused(*operands: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value = function(*operands)
+        # A plain 0 to XLA; to shard_map one that varies with the device, as in `apart`.
+        nothing = jnp.zeros((), value.dtype)
+        return value, jnp.where(value >= 0, nothing, nothing)
+
+    if operands[0].size < LARGE:
+        return function(*operands), unknown
+    # Elsewhere a conditional may wait for the host, and a fusion has several results.
+    return lax.platform_dependent(*operands, cpu=apart, default=fused)
+
+
+def behind(known: jax.Array, x: jax.Array) -> jax.Array:
+    """x, computed after `known`, a number >= 0."""
+    return jnp.where(known >= 0, x, jnp.zeros_like(x))
