@@ -35,6 +35,7 @@ from adamx.moments._storage import check_moment_dtype as check_moment_dtype
 from adamx.moments._storage import (
     check_second_moment_dtype as check_second_moment_dtype,
 )
+from adamx.moments._storage import refuse_codec as refuse_codec
 from adamx.moments._storage import zeros as zeros
 from adamx.moments._storage import zeros_reduced as zeros_reduced
 from adamx.moments._storage import zeros_squared as zeros_squared

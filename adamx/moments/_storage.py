@@ -86,6 +86,14 @@ def check_moment_dtype(name: str, dtype: Any) -> Any:
         ) from None
 
 
+def refuse_codec(name: str, dtype: Any, reason: str) -> None:
+    """Raises TypeError for a codec where only a dtype serves."""
+    if isinstance(dtype, Codec):
+        raise TypeError(
+            f"`{name}` must be a dtype or None, got the codec {dtype.name}; {reason}"
+        )
+
+
 def check_second_moment_dtype(
     name: str, dtype: Any, b2: Any, b_name: str = "b2"
 ) -> Any:

@@ -216,12 +216,12 @@ def scale_by_adam_mini(
     pattern = _checks.check_pattern("stacked", stacked)
     mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
-    if isinstance(nu_dtype, moments.Codec):
-        raise TypeError(
-            f"`nu_dtype` must be a dtype or None, got the codec {nu_dtype.name}; one "
-            "second moment serves a whole block here, and there is nothing to save. "
-            "Pass the codec as mu_dtype."
-        )
+    moments.refuse_codec(
+        "nu_dtype",
+        nu_dtype,
+        "one second moment serves a whole block here, and there is nothing to save. "
+        "Pass the codec as mu_dtype.",
+    )
     betas = {"mu": ("b1", b1), "nu": ("b2", b2)}
 
     def init(params: PyTree) -> ScaleByAdamMiniState:

@@ -209,12 +209,12 @@ def schedule_free_adamw(
     _checks.check_non_negative("weight_lr_power", weight_lr_power)
     _checks.check_choice("bias_correction_of", bias_correction_of, ("rate", "nu"))
     _checks.check_flag("independent_decay", independent_decay)
-    if isinstance(state_dtype, moments.Codec):
-        raise TypeError(
-            f"`state_dtype` must be a dtype or None, got the codec {state_dtype.name}; "
-            "z holds parameters, to which small steps are added. Pass a codec as "
-            "nu_dtype only."
-        )
+    moments.refuse_codec(
+        "state_dtype",
+        state_dtype,
+        "z holds parameters, to which small steps are added. Pass a codec as nu_dtype "
+        "only.",
+    )
     state_dtype = _checks.check_dtype("state_dtype", state_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"nu": ("b2", b2)}
