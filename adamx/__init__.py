@@ -10,7 +10,7 @@ apply_updates(params, updates, rounding="stochastic", key=...).
 Stages: the scale_by_... of each, add_decoupled_weight_decay, clip_by_global_norm,
 clip_by_update_rms, scale_by_learning_rate.
 Moments in 8 or 4 bits: codecs, for every mu_dtype and nu_dtype.
-Beside them: schedules, read(state), apply_updates(params, updates),
+Beside them: schedules, read(state), apply_updates(params, updates), fused(tx),
 schedule_free_eval_params(state, params).
 
     tx = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(3e-4))
@@ -33,6 +33,8 @@ from adamx.compose import loss_scale as loss_scale
 from adamx.compose import loss_scaling as loss_scaling
 from adamx.compose import master_weights as master_weights
 from adamx.compose import offload as offload
+from adamx.fused import Fused as Fused
+from adamx.fused import fused as fused
 from adamx.optimizers import ScaleByAdaboundState as ScaleByAdaboundState
 from adamx.optimizers import ScaleByAdamaxState as ScaleByAdamaxState
 from adamx.optimizers import ScaleByAdamMiniState as ScaleByAdamMiniState

@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import optax
 
 from adamx import _checks, _scalars, _tree, moments
+from adamx._steps import step_of, with_step
 from adamx._types import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     PyTree,
     real_dtype,
-    update_dtype,
 )
+from adamx.compose._choice import step_if, update_if
 from adamx.reading import state_tree, unboxed
 
 # Normal float32 numbers whose reciprocals are normal too.
@@ -193,7 +194,7 @@ def loss_scaling(
     )
     if not isinstance(growth_interval, jax.core.Tracer):
         _checks.check_steps("growth_interval", growth_interval, maximum=2**31 - 1)
-    inner = optax.with_extra_args_support(inner)
+    inner, inner_step = optax.with_extra_args_support(inner), step_of(inner)
 
     def init(params: PyTree) -> LossScalingState:
         held = inner.init(params)
@@ -211,39 +212,16 @@ def loss_scaling(
             skipped=jnp.zeros((), jnp.int32),
         )
 
-    def update(
-        updates: PyTree,
-        state: LossScalingState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, LossScalingState]:
+    def check(updates: PyTree, state: Any, params: PyTree | None) -> None:
         _checks.check_state(state, LossScalingState, "loss_scaling")
         _tree.check_inexact(updates, "gradient")
         if params is not None:
             _tree.check_like_params(updates, params)
-        scale = state.scale
-        is_good = _is_all_finite(updates, scale)
 
-        def as_emitted(values: PyTree) -> PyTree:
-            def leaf(g: Any, u: Any, p: Any) -> tuple[jax.Array]:
-                return (u.astype(update_dtype(g, p)),)
+    def unscale(updates: PyTree, state: LossScalingState) -> PyTree:
+        return jax.tree.map(lambda g: unscale_leaf(g, state.scale), updates)
 
-            return _tree.map_leaves(leaf, 1, updates, values, params)[0]
-
-        def take() -> tuple[PyTree, Any]:
-            # Divided in here: handed in, the float32 gradients would be written out.
-            unscaled = jax.tree.map(lambda g: unscale_leaf(g, scale), updates)
-            new, after = inner.update(unscaled, state.inner_state, params, **extra_args)
-            return as_emitted(new), _as_stored(after, state.inner_state)
-
-        def skip() -> tuple[PyTree, Any]:
-            nothing = jax.tree.map(lambda g: -jnp.zeros_like(g), updates)
-            return as_emitted(nothing), state.inner_state
-
-        # A cond, not selects of update and state: those take two trees of temporaries,
-        # the old moments beside the new ones, in whatever order; this takes one, the
-        # update. (None at all takes a choice around the parameters too: not ours.)
-        new, after = jax.lax.cond(is_good, take, skip)
+    def after(state: Any, held: Any, is_good: jax.Array) -> LossScalingState:
         scale, good_steps = _next_scale(
             is_good,
             state,
@@ -253,9 +231,39 @@ def loss_scaling(
             (min_scale, max_scale),
         )
         skipped = jnp.where(is_good, state.skipped, _tree.increment(state.skipped))
-        return new, LossScalingState(after, scale, good_steps, skipped)
+        return LossScalingState(held, scale, good_steps, skipped)
 
-    return GradientTransformationExtraArgs(init, update)
+    def update(
+        updates: PyTree,
+        state: LossScalingState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, LossScalingState]:
+        check(updates, state, params)
+        is_good = _is_all_finite(updates, state.scale)
+
+        def take() -> tuple[PyTree, Any]:
+            # Divided in here: handed in, the float32 gradients would be written out.
+            unscaled = unscale(updates, state)
+            return inner.update(unscaled, state.inner_state, params, **extra_args)
+
+        new, held = update_if(is_good, take, updates, state.inner_state, params)
+        return new, after(state, held, is_good)
+
+    def step(
+        grads: PyTree, state: LossScalingState, params: PyTree, **extra_args: Any
+    ) -> tuple[PyTree, LossScalingState]:
+        check(grads, state, params)
+        is_good = _is_all_finite(grads, state.scale)
+
+        def take() -> tuple[PyTree, Any]:
+            unscaled = unscale(grads, state)
+            return inner_step(unscaled, state.inner_state, params, **extra_args)
+
+        new, held = step_if(is_good, take, params, state.inner_state)
+        return new, after(state, held, is_good)
+
+    return with_step(init, update, step)
 
 
 def _check_numbers(initial: Any, low: Any, high: Any) -> None:
@@ -296,16 +304,3 @@ def _next_scale(
     reduced = jnp.maximum(state.scale * backoff, low)
     steps = jnp.where(is_good & ~is_due, steps, jnp.zeros_like(steps))
     return jnp.where(is_good, grown, reduced), steps
-
-
-def _as_stored(after: Any, before: Any) -> Any:
-    """The new inner state in the dtypes of the old one.
-
-    Optax's moments of float16 parameters are float16, and would widen with a float32
-    gradient.
-    """
-
-    def leaf(new: Any, old: Any) -> Any:
-        return new if new.dtype == old.dtype else new.astype(old.dtype)
-
-    return jax.tree.map(leaf, after, before)
