@@ -40,6 +40,8 @@ _POWERS = {"int8": 2, "uint8": 2, "int4": 1, "uint4": 2}
 _TOP = 2.0**126
 # x + this, in float32, has x rounded to the nearest integer in its lowest bits.
 _MAGIC = 12582912.0  # 1.5 * 2^23
+# The smallest normal number of float32.
+_TINY = 2.0**-126
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,28 +281,56 @@ def encode(
             return x.astype(old.dtype)
         return _rounding.round_stochastic(x.astype(jnp.float32), bits)
     # By scale and not by element; with the division last, XLA keeps it out of the loop.
-    power, levels = _power(old.dtype), jnp.float32(_levels(old.dtype))
-    units = [jnp.where(s > 0, _root(s, power), jnp.inf) for s in scales]
-    factor = _common(tuple(1.0 / u for u in units), x.shape, jnp.maximum)
-    k = _root(jnp.abs(x), power).astype(jnp.float32) * factor * levels
-    k = jnp.where(k < levels, k, levels)  # NaN: the top
+    # 1 / a subnormal number is infinite: such a group is read as 0.
+    inverse = [jnp.where(s >= _TINY, 1.0 / s, 0.0) for s in scales]
+    share = jnp.abs(x).astype(jnp.float32) * _common(
+        tuple(inverse), x.shape, jnp.maximum
+    )
     if jnp.issubdtype(old.dtype, jnp.floating):
-        return _float_code(x, k, old, bits)
-    return _integer_code(x, k, old, bits)
+        size = share * jnp.float32(_levels(old.dtype))
+        return _float_code(x, _at_most(size, old.dtype), old, bits)
+    return _integer_code(x, share, old, bits)
+
+
+def _at_most(k: jax.Array, dtype: Any) -> jax.Array:
+    levels = jnp.float32(_levels(dtype))
+    return jnp.where(k < levels, k, levels)  # NaN: the top
 
 
 def _integer_code(
-    x: jax.Array, k: jax.Array, old: jax.Array, bits: jax.Array | None
+    x: jax.Array, share: jax.Array, old: jax.Array, bits: jax.Array | None
 ) -> jax.Array:
+    """The code of x: of k^power = share levels^power.
+
+    Rounding at random is rounding to the nearest k, after a random number was added to
+    k^power that makes the mean of the rounded k^power right. Only two codes can be: the
+    old one, b, and that on the other side of k^power.
+    """
     is_signed = jnp.issubdtype(old.dtype, jnp.signedinteger)
+    power = _power(old.dtype)
+    k = share * jnp.float32(_levels(old.dtype) ** power)
     if bits is not None:
-        below = jnp.floor(k)
-        share = k - below  # of the way from one code to the next, in x
-        if _power(old.dtype) == 2:
-            share = share * (k + below) / (below + below + 1.0)
-        before = old.astype(jnp.float32) + (0.0 if is_signed else 1.0)
-        signed = jnp.where(x < 0, -k, k) if is_signed else k
-        k = _round(k, below, share, jnp.abs(signed - before) < 0.5, bits)
+        code = old.astype(jnp.float32)
+        before = jnp.abs(code) if is_signed else code + 1.0
+        gone = k - (before * before if power == 2 else before)
+        noise = _rounding.centered(bits)
+        if power == 2:
+            # From b^2 to (b +- 1/2)^2, where the nearest is another; from 0 to 1/2.
+            stays = jnp.abs(gone - 0.25) < jnp.maximum(before, 0.25)
+            # (b +- 1)^2 is 2 b +- 1 away: the share of `gone` in it. 2 b + 1 is wider
+            # than what is rounded to b, and must not reach below it.
+            is_up = gone >= 0
+            gap = before + before + jnp.where(is_up, 1.0, -1.0)
+            noise = noise * gap - 0.25
+            noise = jnp.where(is_up, jnp.maximum(noise, -gone), noise)
+        else:
+            stays = jnp.abs(gone) < 0.5
+        if is_signed:
+            stays = stays & (x * code >= 0)
+        k = k + jnp.where(stays, noise, 0.0)
+    if power == 2:
+        k = jnp.sqrt(jnp.maximum(k, 0.0))
+    k = _at_most(k, old.dtype)
     # The low bits of the sum are the integer. A conversion would be right too, but it
     # sees to NaN and overflow, which cannot be here, and is the slower for it.
     if is_signed:

@@ -57,7 +57,7 @@ class Slot:
         bits = None
         if self.moment.key is not None:
             step = self.moment.step
-            bits = _rounding.random_bits(self.moment.key, step, stream, codes.shape)
+            bits = _rounding.spread_bits(self.moment.key, step, stream, codes.shape)
         return [encode(new(), found, codes, bits), *found]
 
     def state(self, trees: Sequence[PyTree]) -> PyTree:
