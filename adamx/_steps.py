@@ -15,7 +15,8 @@ from adamx._types import GradientTransformation, GradientTransformationExtraArgs
 from adamx.apply import apply_updates
 
 # An attribute of the function `update`, so that it stays with it wherever the pair
-# (init, update) is taken apart and put together again.
+# (init, update) is taken apart and put together again; with `update` itself, since
+# functools.wraps copies attributes to functions that do something else.
 _ATTRIBUTE = "adamx_step"
 
 
@@ -29,15 +30,15 @@ class Step(Protocol):
 
 def with_step(init: Any, update: Any, step: Step) -> GradientTransformationExtraArgs:
     """A transformation that has a step of its own, with the results of its update."""
-    setattr(update, _ATTRIBUTE, step)
+    setattr(update, _ATTRIBUTE, (update, step))
     return GradientTransformationExtraArgs(init, update)
 
 
 def step_of(tx: GradientTransformation) -> Step:
     """The step of a transformation: its own, or `update` and `apply_updates`."""
-    own = getattr(tx.update, _ATTRIBUTE, None)
-    if own is not None:
-        return own
+    owner, own = getattr(tx.update, _ATTRIBUTE, (None, None))
+    if own is not None and owner is tx.update:
+        return own  # type: ignore[no-any-return]
     tx = optax.with_extra_args_support(tx)
 
     def step(

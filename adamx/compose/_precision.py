@@ -34,7 +34,7 @@ class MasterWeightsState(NamedTuple):
       inner_state: that of the wrapped transformation, made for float32 parameters.
       master: tree like the parameters; float32 as they are before rounding, or int16:
         master minus parameter, in units of the last place of float32. Where the
-        parameter has 32 bits or more, an array of size 0.
+        parameter has 32 bits or more, a single 0, of shape (1, ...).
       uncarried: float32 scalar, number of elements that missed their target in the last
         step, since float32 does not hold target - p: right after the next step.
     """
@@ -54,7 +54,7 @@ class CompensatedState(NamedTuple):
     Attributes:
       inner_state: that of the wrapped transformation, made for float32 parameters.
       rest: tree like the parameters, bfloat16, what rounding kept out of them. Where
-        the parameter has 32 bits or more, an array of size 0.
+        the parameter has 32 bits or more, a single 0, of shape (1, ...).
       uncarried: float32 scalar, see `MasterWeightsState`.
     """
 
@@ -72,8 +72,8 @@ def _is_narrow(p: Any) -> bool:
 
 
 def _stored_shape(p: Any) -> tuple[int, ...]:
-    """The parameter's, or of size 0: the other dimensions fit the same sharding."""
-    return jnp.shape(p) if _is_narrow(p) else (0, *jnp.shape(p)[1:])
+    """The parameter's, or of one number: checkpoints refuse arrays of size 0."""
+    return jnp.shape(p) if _is_narrow(p) else (1,) * jnp.ndim(p)
 
 
 def _check_params(params: PyTree, kept: Format) -> None:

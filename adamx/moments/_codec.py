@@ -19,6 +19,7 @@ look-up takes many times as long on a CPU (benchmarks/README.md compares them).
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -83,7 +84,8 @@ class Encoded(NamedTuple):
       codes: tree like the parameters, of their shapes; leaves that are not encoded are
         the moment itself, in float32.
       scales: one or two trees of float32 arrays with the parameters' ranks: a dimension
-        is the parameter's own, a number of blocks or 1; size 0 where there is none.
+        is the parameter's own, a number of blocks or 1; (1, ...), and 0, where the leaf
+        is not encoded.
       key: uint32 vector, what the random bits are made of; None: rounded to nearest.
       step: uint32 scalar, how often it was encoded since; None as `key`.
     """
@@ -127,7 +129,7 @@ def encoded(params: PyTree, codec: Codec, is_signed: bool, fill: Any = 0.0) -> E
     scales: list[list[jax.Array]] = [[] for _ in range(_scale_count(codec))]
     for path, p in flat:
         shape = jnp.shape(p)
-        groups = (_layout.no_scale(shape),) * len(scales)
+        groups = (_layout.one_for_all(shape),) * len(scales)
         if codec.encodes(_tree.path_name(path), p):
             if codec.layout is not None:
                 groups = _layout.scale_shapes(shape, codec.layout, codec.block)
@@ -217,10 +219,7 @@ def _common(
     scales: tuple[jax.Array, ...], shape: _layout.Shape, choose: Any = jnp.minimum
 ) -> jax.Array:
     """The scale by element: the smaller of two."""
-    present = [_layout.spread(s, shape) for s in scales if s.size or not shape]
-    if not present:
-        return jnp.ones((), jnp.float32)
-    return present[0] if len(present) == 1 else choose(*present)
+    return functools.reduce(choose, [_layout.spread(s, shape) for s in scales])
 
 
 def decode(codes: jax.Array, scales: tuple[jax.Array, ...], dtype: Any) -> jax.Array:
@@ -252,10 +251,12 @@ def find_scales(
         reductions instead of writing it to memory.
       scales: of the step before, for their shapes.
     """
-    found = []
+    found: list[jax.Array] = []
     for scale in scales:
-        if scale.ndim and not scale.size:
-            found.append(scale)
+        if found and scale.size == 1:
+            # The largest of all is the largest of the groups.
+            size = jnp.max(found[0], initial=0, keepdims=True)
+            found.append(size.reshape(scale.shape))
             continue
         size = _layout.largest(jnp.abs(new()), scale.shape)
         found.append(jnp.minimum(size, _TOP).astype(scale.dtype))

@@ -46,8 +46,9 @@ def scale_shapes(shape: Shape, layout: str, block: int | None) -> tuple[Shape, .
         shared as a whole, vectors and "block" in 256s.
 
     Returns:
-      One or two shapes; the second of rank1 is of size 0, (0, ...), where one array is
-      enough: in vectors, and where it would have more than 1/16 of the elements.
+      One or two shapes; the second of rank1 is that of one number for all, (1, ...),
+      where one array is enough: in vectors, and where it would have more than 1/16 of
+      the elements.
     """
     if layout == "tensor" or not shape:
         return _padded(((1,) * len(shape),), shape, layout)
@@ -81,15 +82,18 @@ def _affordable(shape: Shape, by_row: Shape, by_column: Shape) -> tuple[Shape, .
 
 
 def _padded(shapes: tuple[Shape, ...], shape: Shape, layout: str) -> tuple[Shape, ...]:
-    """As many shapes as the layout has, of size 0 where fewer are needed."""
+    """As many shapes as the layout has, of one number where fewer are needed."""
     if layout != "rank1":
         return shapes
-    return (*shapes, no_scale(shape))[:2]
+    return (*shapes, one_for_all(shape))[:2]
 
 
-def no_scale(shape: Shape) -> Shape:
-    """The shape of a scale that is not there: size 0 (a scalar's cannot be)."""
-    return (0,) * len(shape)
+def one_for_all(shape: Shape) -> Shape:
+    """The shape of one number for a whole array.
+
+    Also where nothing is to be scaled: arrays of size 0 are refused by checkpoints.
+    """
+    return (1,) * len(shape)
 
 
 def spread(scale: jax.Array, shape: Shape) -> jax.Array:
