@@ -38,7 +38,7 @@ def step_of(tx: GradientTransformation) -> Step:
     """The step of a transformation: its own, or `update` and `apply_updates`."""
     owner, own = getattr(tx.update, _ATTRIBUTE, (None, None))
     if own is not None and owner is tx.update:
-        return own  # type: ignore[no-any-return]
+        return own
     tx = optax.with_extra_args_support(tx)
 
     def step(

@@ -409,8 +409,9 @@ def test_eight_devices_equal_one(kind):
     one = _steps(tx, params)
     spread = jax.device_put(params, place)
     state, update = tx.init(spread), jax.jit(tx.update)
-    # What is stored has the parameter's rank: its own sharding fits.
-    stored = jax.device_put(stored_of(state), place)
+    # What is stored has the parameter's sharding; or is one number.
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    stored = jax.device_put(stored_of(state), {**place, "v": everywhere})
     field = "rest" if kind == "rest" else "master"
     state = state._replace(**{field: stored})
     for seed in range(4):
