@@ -231,8 +231,9 @@ def _numeric(row):
     return found | {"learning_rate": LR}
 
 
-# They have had their effect at init.
-OF_INIT = {"initial_scale", "base_learning_rate", "seed"}
+# They have had their effect at init, or will have it at a switch (swats), if ever.
+WITHOUT = {"initial_scale", "base_learning_rate", "seed", "tolerance"}
+WITHOUT |= {"relative_tolerance"}
 
 
 TINY = {"w": jnp.asarray(np.random.default_rng(1).standard_normal((3, 4)), jnp.float32)}
@@ -264,8 +265,9 @@ def test_every_number_is_held_or_static(row):
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
 
 
-# They have had their effect at init.
-OF_INIT = {"initial_scale", "base_learning_rate", "seed"}
+# They have had their effect at init, or will have it at a switch (swats), if ever.
+WITHOUT = {"initial_scale", "base_learning_rate", "seed", "tolerance"}
+WITHOUT |= {"relative_tolerance"}
 
 
 @exhaustive
@@ -289,7 +291,7 @@ def test_every_number_has_its_effect(row):
         got = run(adamx.set_hyperparams(start, **{name: changed or 1e-3}))
         pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
         is_same = all(np.array_equal(a, b) for a, b in pairs)
-        assert is_same == (name in OF_INIT), name
+        assert is_same == (name in WITHOUT), name
     assert update._cache_size() == 1
 
 

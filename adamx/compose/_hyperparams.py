@@ -211,7 +211,7 @@ def _check_rounded(
     known = {k: v for k, v in numbers.items() if not isinstance(v, jax.Array)}
     with np.errstate(over="ignore"):
         rounded = {k: kind.type(v) for k, v in known.items()}
-    rounded = {**numbers, **{k: v for k, v in rounded.items() if v != known[k]}}
+    rounded = {**numbers, **{k: v for k, v in rounded.items() if float(v) != known[k]}}
     try:
         arguments.call({**rounded, **first})
     except ValueError as error:
