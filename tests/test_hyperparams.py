@@ -526,7 +526,6 @@ def test_inside_and_outside_of_other_wrappers():
     both = {"a": "x", "b": "y"}
     wrapped = {
         "chain": optax.chain(optax.identity(), own(LR)),
-        "named": optax.named_chain(("opt", own(LR))),
         "masked": optax.masked(own(LR), True),
         "partition": optax.partition({"x": own(LR), "y": own(LR)}, both),
         "loss_scaling": adamx.loss_scaling(own(LR), initial_scale=1.0),
