@@ -27,12 +27,15 @@ from adamx.compose import CautiousState as CautiousState
 from adamx.compose import CompensatedState as CompensatedState
 from adamx.compose import LossScalingState as LossScalingState
 from adamx.compose import MasterWeightsState as MasterWeightsState
+from adamx.compose import WithHyperparamsState as WithHyperparamsState
 from adamx.compose import cautious as cautious
 from adamx.compose import compensated as compensated
 from adamx.compose import loss_scale as loss_scale
 from adamx.compose import loss_scaling as loss_scaling
 from adamx.compose import master_weights as master_weights
 from adamx.compose import offload as offload
+from adamx.compose import set_hyperparams as set_hyperparams
+from adamx.compose import with_hyperparams as with_hyperparams
 from adamx.fused import Fused as Fused
 from adamx.fused import fused as fused
 from adamx.optimizers import ScaleByAdaboundState as ScaleByAdaboundState

@@ -7,7 +7,7 @@ recorded numbers are reported: what no State recorded reads as None.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -119,6 +119,12 @@ def read(state: PyTree) -> Reading:
     )
 
 
+def recorded_kinds(state: PyTree) -> set[str]:
+    """The kinds of numbers that the States in `state` answer with."""
+    nodes = _readable_nodes(state, ())
+    return {k for _, node in nodes for k, v in node.readings().items() if v is not None}
+
+
 def state_tree(state: PyTree) -> PyTree:
     """What holds a state as a tree of it: flax's nnx.Optimizer is none before 0.11."""
     if jax.tree_util.all_leaves([state]):
@@ -183,15 +189,20 @@ def _by_group(values: Mapping[Any, Any] | None) -> Any:
         return None
     if len(values) == 1:
         return next(iter(values.values()))
-    paths = list(values)
+    return dict(zip(group_labels(list(values)), values.values(), strict=True))
+
+
+def group_labels(paths: Sequence[Any]) -> list[str]:
+    """What groups at these key paths are called in a Reading."""
     # Names tell groups apart (as labels of optax.partition do), else positions.
-    named = [_parts(path) for path in paths]
+    named = [group_parts(path) for path in paths]
     labels = ["/".join(p for p in parts if not p.isdigit()) for parts in named]
     if len(set(labels)) < len(labels) or "" in labels:
         labels = ["/".join(parts) for parts in named]
-    return dict(zip(labels, values.values(), strict=True))
+    return labels
 
 
-def _parts(path: Any) -> list[str]:
+def group_parts(path: Any) -> list[str]:
+    """The parts of a key path that tell groups apart: what labels are made of."""
     names = [_tree.path_name((entry,)) for entry in path]
     return [name for name in names if name not in _PLUMBING]

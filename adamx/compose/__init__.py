@@ -2,6 +2,8 @@
 
 from adamx.compose._cautious import CautiousState as CautiousState
 from adamx.compose._cautious import cautious as cautious
+from adamx.compose._hyperparams import WithHyperparamsState as WithHyperparamsState
+from adamx.compose._hyperparams import with_hyperparams as with_hyperparams
 from adamx.compose._loss_scaling import LossScalingState as LossScalingState
 from adamx.compose._loss_scaling import loss_scale as loss_scale
 from adamx.compose._loss_scaling import loss_scaling as loss_scaling
@@ -10,3 +12,4 @@ from adamx.compose._precision import CompensatedState as CompensatedState
 from adamx.compose._precision import MasterWeightsState as MasterWeightsState
 from adamx.compose._precision import compensated as compensated
 from adamx.compose._precision import master_weights as master_weights
+from adamx.compose._set_hyperparams import set_hyperparams as set_hyperparams
