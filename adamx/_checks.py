@@ -353,10 +353,11 @@ def check_dtype(name: str, value: Any) -> Any:
             f"`{name}` must be a floating dtype or None, got {describe_value(value)}; "
             "pass e.g. jnp.float32 or 'bfloat16'."
         ) from None
-    if not jnp.issubdtype(dtype, jnp.inexact):
+    # float8 without a scale holds nothing below 1e-3 (e4m3) or 1e-5 (e5m2).
+    if not jnp.issubdtype(dtype, jnp.inexact) or dtype.itemsize < 2:
         raise ValueError(
-            f"`{name}` must be a floating dtype or None, got {dtype}; a moment needs "
-            "fractions: pass e.g. jnp.float32 or jnp.bfloat16."
+            f"`{name}` must be a floating dtype of 16 bits or more, or None, got "
+            f"{dtype}; a moment has small fractions: pass jnp.float32 or jnp.bfloat16."
         )
     return jax.dtypes.canonicalize_dtype(dtype)
 

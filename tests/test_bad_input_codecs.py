@@ -1,5 +1,7 @@
 """Bad input to codecs: see `tests.test_bad_input`."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,8 @@ CONSTRUCTION = {
     "layout None": (lambda: codecs.int4(None), ValueError, "`layout` NoneType"),
     "layout a number": (
         lambda: codecs.fp8(256), ValueError, "`layout` 'block' int 256 string"),
-    "block zero": (lambda: codecs.int8(block=0), ValueError, "`block` >= 1 0"),
+    "block zero": (
+        lambda: codecs.int8(block=0), ValueError, "`block` >= 1 0 None vectors 256s"),
     "block negative": (lambda: codecs.int4(block=-8), ValueError, "`block` >= 1 -8"),
     "block a float": (
         lambda: codecs.int8(block=64.0), TypeError, "`block` int >= 1 float 64.0"),
@@ -71,13 +74,37 @@ CONSTRUCTION = {
         "`mu_dtype` int8 codec adamx.codecs.int8()"),
     "the name of another codec": (
         lambda: adamx.adamw(1e-3, nu_dtype="fp8"), TypeError,
-        "`nu_dtype` 'fp8' codec adamx.codecs.int8()"),
+        "`nu_dtype` 'fp8' codec adamx.codecs.fp8()"),
+    "the name of a third codec": (
+        lambda: adamx.adamw(1e-3, mu_dtype="int4"), ValueError,
+        "`mu_dtype` int4 codec adamx.codecs.int4()"),
+    "the name of a fourth codec": (
+        lambda: adamx.adamw(1e-3, mu_dtype="bfloat16_stochastic"), TypeError,
+        "`mu_dtype` codec adamx.codecs.bfloat16_stochastic()"),
+    "a function that makes no codec": (
+        lambda: adamx.adamw(1e-3, mu_dtype=codecs.decode), TypeError,
+        "`mu_dtype` floating decode codec adamx.codecs.int8()"),
+    "a float8 dtype": (
+        lambda: adamx.adamw(1e-3, mu_dtype=jnp.float8_e4m3fn), ValueError,
+        "`mu_dtype` 16 float8_e4m3fn adamx.codecs.fp8(format='float8_e4m3fn')"),
+    "a float8 dtype, nu": (
+        lambda: adamx.adamw(1e-3, nu_dtype="float8_e5m2"), ValueError,
+        "`nu_dtype` 16 float8_e5m2 adamx.codecs.fp8(format='float8_e5m2')"),
+    "another float8 dtype": (
+        lambda: adamx.sgd(1e-3, 0.9, accumulator_dtype=jnp.float8_e4m3b11fnuz),
+        ValueError, "`accumulator_dtype` 16 float8_e4m3b11fnuz adamx.codecs.fp8()"),
+    "a float8 dtype, slow mean": (
+        lambda: adamx.ademamix(1e-3, mu_slow_dtype=jnp.float8_e5m2), ValueError,
+        "`mu_slow_dtype` 16 float8_e5m2 adamx.codecs.fp8("),
+    "a float8 dtype, Schedule-Free's z": (
+        lambda: adamx.schedule_free_adamw(1e-3, state_dtype=jnp.float8_e5m2),
+        ValueError, "`state_dtype` 16 float8_e5m2 jnp.float32"),
     "the integer dtype": (
         lambda: adamx.adamw(1e-3, nu_dtype=jnp.int8), ValueError,
         "`nu_dtype` int8 codec adamx.codecs.int8()"),
     "the 4-bit dtype": (
         lambda: adamx.adamw(1e-3, mu_dtype=jnp.int4), ValueError,
-        "`mu_dtype` int4 codec adamx.codecs.int8()"),
+        "`mu_dtype` int4 codec adamx.codecs.int4()"),
     "another integer dtype": (
         lambda: adamx.adamw(1e-3, mu_dtype=jnp.int32), ValueError,
         "`mu_dtype` int32 jnp.bfloat16"),
@@ -96,6 +123,43 @@ CONSTRUCTION = {
 @pytest.mark.parametrize("label", CONSTRUCTION)
 def test_construction(label):
     _check(*CONSTRUCTION[label])
+
+
+def test_a_function_that_makes_no_codec_is_not_to_be_called():
+    with pytest.raises(TypeError) as caught:
+        adamx.adamw(1e-3, mu_dtype=codecs.decode)
+    assert "decode()" not in str(caught.value)
+
+
+INT8, HALF = codecs.int8(), codecs.bfloat16_stochastic()
+# label: (codec, changes, what is said)
+WRONG_CODECS = {
+    "integers without scales": (INT8, {"layout": None}, "`layout` 'rank1' NoneType"),
+    "unknown layout": (INT8, {"layout": "rows"}, "`layout` 'rank1' 'rows'"),
+    "scales beside bfloat16": (
+        HALF, {"layout": "row"}, "`layout` `block` None bfloat16 'row' leave"),
+    "blocks beside bfloat16": (
+        HALF, {"block": 8}, "`layout` `block` None bfloat16 8 leave"),
+    "float16": (
+        HALF, dict.fromkeys(("signed", "unsigned"), jnp.float16),
+        "`signed` `unsigned` pairs float16 adamx.codecs"),
+    "a pair of two codecs": (
+        INT8, {"unsigned": jnp.dtype("uint4")}, "`signed` `unsigned` int8 uint4"),
+    "no dtype": (INT8, {"signed": "eight"}, "`signed` `unsigned` pairs 'eight'"),
+    "unknown rounding": (INT8, {"rounding": "up"}, "`rounding` 'nearest' 'up'"),
+    "negative seed": (HALF, {"seed": -1}, "`seed` >= 0 -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("label", WRONG_CODECS)
+def test_no_wrong_codec_can_be_built(label):
+    codec, changes, parts = WRONG_CODECS[label]
+    _check(lambda: dataclasses.replace(codec, **changes), ValueError, parts)
+
+
+def test_a_codec_has_no_defaults():
+    with pytest.raises(TypeError, match=r"missing .* 'layout'"):
+        codecs.Codec("int8", jnp.dtype("int8"), jnp.dtype("uint8"))
 
 
 def _adamw(label="int8", **more):
@@ -166,3 +230,37 @@ def test_scales_that_do_not_fit_their_codes(shape):
         tx.update(params, wrong, params)
     for part in ("'w'", "rank of its codes", "(9, 8)", str(shape), "tx.init"):
         assert part in str(caught.value)
+
+
+# label: (codec, changes of what is stored, what is said)
+MIXED_UP = {
+    "codes without scales": (
+        "int8", lambda _: {"scales": ()}, "'w' at least one scale int8 0 tx.init"),
+    "float8 codes without scales": (
+        "e5m2", lambda _: {"scales": ()}, "'w' at least one scale float8_e5m2 0"),
+    "4-bit codes without scales": (
+        "int4", lambda _: {"scales": ()}, "'w' at least one scale int4 0 tx.init"),
+    "bfloat16 with scales": (
+        "bfloat16", lambda _: {"scales": ({"w": jnp.ones((9, 1))},)},
+        "'w' no scales bfloat16 1 tx.init"),
+    "codes of no codec": (
+        "int8", lambda m: {"codes": jax.tree.map(jnp.float16, m.codes)},
+        "'w' dtypes 'int8' float16 tx.init"),
+    "a step without a key": (
+        "int8-stochastic", lambda _: {"key": None}, "`key` `step` None tx.init"),
+    "a key without a step": (
+        "int8-stochastic", lambda _: {"step": None}, "`key` `step` None tx.init"),
+    "a step beside codes to the nearest": (
+        "int8", lambda _: {"step": jnp.zeros((), jnp.uint32)}, "`key` `step` tx.init"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("label", MIXED_UP)
+def test_a_mixed_up_checkpoint_is_not_read_as_garbage(label):
+    name, change, parts = MIXED_UP[label]
+    params = {"w": jnp.ones((9, 8))}
+    tx = adamx.scale_by_adam(mu_dtype=make(name))
+    state = tx.init(params)
+    wrong = state._replace(mu=state.mu._replace(**change(state.mu)))
+    _check(lambda: jax.jit(tx.update)(params, wrong, params), ValueError, parts)
+    _check(lambda: codecs.decode(wrong), ValueError, parts)

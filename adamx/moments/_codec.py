@@ -1,48 +1,34 @@
-"""Codecs: a moment in 8 or 4 bits an element, or in bfloat16 with unbiased rounding.
+"""Codecs: moments as trees of codes and scales, in the place of a tree in a State.
 
-    int8, mean     x = sign (k / 127)^2 scale      k = 0..127
-    int8, square   x = (k / 256)^2 scale           k = 1..256
-    int4, mean     x = sign (k / 7) scale          k = 0..7
-    int4, square   x = (k / 16)^2 scale            k = 1..16
-    fp8            x = k / (the largest k) scale   k: a float8 number
-
-The scale, shared by a group, is the largest |x| in it at each step, exactly. A mean
-square is never read as 0 where its group is not: mu / 0 is the way in which a linear
-8-bit nu ends in NaN. Rounding is to the nearest k, or at random where that would be the
-old one: half a step of k is more than (1 - b2) of nu, which would never change other
-than with its group's scale. With squares of k, steps are finer where numbers are small:
-an 8-bit nu spans a factor of 65,536 in each group.
-
-Source: Dettmers et al. (2022) for the idea of a code and a scale for each block; Li et
-al. (2023) for unsigned codes without zero. The codes here are arithmetic, since a table
-look-up takes many times as long on a CPU (benchmarks/README.md compares them).
+Which leaf is encoded is the codec's business; how an array is, that of
+`adamx.moments._codes`; which elements share a scale, that of `adamx.moments._layout`.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from adamx import _tree
+from adamx import _checks, _tree
 from adamx._types import PyTree, at_least_single, dtype_of, real_dtype
-from adamx.moments import _layout, _rounding
+from adamx.moments import _layout
+from adamx.moments._codes import decode, is_code, is_scaled
 from adamx.reading import unboxed
 
 ROUNDINGS = ("nearest", "stochastic")
 
-# What k / levels is raised to.
-_POWERS = {"int8": 2, "uint8": 2, "int4": 1, "uint4": 2}
-
-# The largest scale. 1 / a larger one is a subnormal number, which is read as 0.
-_TOP = 2.0**126
-# x + this, in float32, has x rounded to the nearest integer in its lowest bits.
-_MAGIC = 12582912.0  # 1.5 * 2^23
-# The smallest normal number of float32.
-_TINY = 2.0**-126
+# Dtypes of the codes of a moment with either sign, and without.
+_PAIRS = (
+    ("int8", "uint8"),
+    ("int4", "uint4"),
+    ("float8_e4m3fn", "float8_e4m3fn"),
+    ("float8_e5m2", "float8_e5m2"),
+    ("bfloat16", "bfloat16"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,23 +38,58 @@ class Codec:
     Attributes:
       name: of the function that made it.
       signed, unsigned: dtypes of the codes of a moment with either sign, and without.
-      layout: of the scales, one of `adamx.moments.LAYOUTS`; None: there are none.
-      block: see `scale_shapes`.
+        A code is a dtype: see `adamx.moments._codes`.
+      layout: of the scales, one of `adamx.moments.LAYOUTS`; None for bfloat16, which
+        has no scales.
+      block: see `scale_shapes`; None for bfloat16.
       rounding: "nearest" or "stochastic".
       seed: of the random bits.
-      min_size: smaller leaves stay float32.
-      keep: names of leaves that stay float32: function of a path, 'a/b/kernel'.
+      min_size: leaves of fewer elements stay float32 (float64 for float64).
+      keep: function of a leaf's path, 'a/b/kernel', that is true where it stays
+        float32 (float64 for float64); None: nowhere.
+
+    Raises:
+      ValueError, TypeError: an attribute out of its range, or codes without the scales
+        that they need.
     """
 
     name: str
     signed: Any
     unsigned: Any
-    layout: str | None = None
-    block: int | None = None
-    rounding: str = "nearest"
-    seed: int = 0
-    min_size: int = 0
-    keep: Callable[[str], Any] | None = None
+    layout: str | None
+    block: int | None
+    rounding: str
+    seed: int
+    min_size: int
+    keep: Callable[[str], Any] | None
+
+    def __post_init__(self) -> None:
+        """Checks every attribute, also those of `dataclasses.replace`."""
+        _check_pair(self.signed, self.unsigned)
+        if is_scaled(self.signed):
+            _checks.check_choice("layout", self.layout, _layout.LAYOUTS)
+        elif (self.layout, self.block) != (None, None):
+            raise ValueError(
+                f"`layout` and `block` must be None for {jnp.dtype(self.signed)}, got "
+                f"{self.layout!r} and {self.block!r}; it has no scales: leave them out."
+            )
+        if self.block is not None:
+            _check_whole("block", self.block, 1, _BLOCK_REMEDY)
+        _checks.check_choice("rounding", self.rounding, ROUNDINGS)
+        _check_whole("seed", self.seed, 0, "Every number has bits of its own.")
+        if self.seed >= 2**64:
+            raise ValueError(
+                f"`seed` must be an int < 2**64, got {self.seed}. Use e.g. 0."
+            )
+        _check_whole(
+            "min_size", self.min_size, 0, "Use 0 to encode leaves of any size."
+        )
+        if self.keep is not None and not callable(self.keep):
+            raise TypeError(
+                f"`keep` must be a function of a leaf's path or None, got "
+                f"{_checks.describe_value(self.keep)}; pass e.g. "
+                "lambda path: 'embedding' in path."
+            )
 
     def encodes(self, path: str, leaf: Any) -> bool:
         """Whether a leaf is encoded, by its size and its path."""
@@ -77,15 +98,47 @@ class Codec:
         return self.keep is None or not self.keep(path)
 
 
+_BLOCK_REMEDY = (
+    "Use e.g. 256, or None: rows and columns are taken whole then, vectors and rows "
+    'with the layout "block" in 256s.'
+)
+
+
+def _check_pair(signed: Any, unsigned: Any) -> None:
+    try:
+        names = jnp.dtype(signed).name, jnp.dtype(unsigned).name
+    except TypeError:
+        names = None
+    if names not in _PAIRS:
+        raise ValueError(
+            f"`signed` and `unsigned` must be one of the pairs {_PAIRS}, got "
+            f"{signed!r} and {unsigned!r}; let a function of adamx.codecs make the "
+            "codec, e.g. adamx.codecs.int8()."
+        )
+
+
+def _check_whole(name: str, value: Any, low: int, remedy: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(
+            f"`{name}` must be an int >= {low}, got {_checks.describe_value(value)}; "
+            "it decides the form of the state and must be known at construction."
+        )
+    if value < low:
+        raise ValueError(f"`{name}` must be an int >= {low}, got {value}. {remedy}")
+
+
 class Encoded(NamedTuple):
     """An encoded moment, in the place of its tree in a State.
 
+    The dtype of a leaf of `codes` is all that says how it is read: one code for each
+    dtype. A second code of 8 bits in the same dtype would need a name here, static.
+
     Attributes:
       codes: tree like the parameters, of their shapes; leaves that are not encoded are
-        the moment itself, in float32.
-      scales: one or two trees of float32 arrays with the parameters' ranks: a dimension
-        is the parameter's own, a number of blocks or 1; (1, ...), and 0, where the leaf
-        is not encoded.
+        the moment itself, in float32 (float64 for float64).
+      scales: none (bfloat16), one or two trees of float32 arrays with the parameters'
+        ranks: a dimension is the parameter's own, a number of blocks or 1; (1, ...),
+        and 0, where the leaf is not encoded.
       key: uint32 vector, what the random bits are made of; None: rounded to nearest.
       step: uint32 scalar, how often it was encoded since; None as `key`.
     """
@@ -102,9 +155,14 @@ def codes_of(moment: PyTree) -> PyTree:
 
 
 def decoded(moment: PyTree) -> PyTree:
-    """A moment as numbers: float32 arrays in the place of codes."""
+    """A tree with numbers, float32 arrays, in the place of every `Encoded` in it."""
+    return jax.tree.map(_decoded, moment, is_leaf=lambda x: isinstance(x, Encoded))
+
+
+def _decoded(moment: Any) -> Any:
     if not isinstance(moment, Encoded):
         return moment
+    check_scales(moment)
 
     def leaf(*boxes: Any) -> jax.Array:
         codes, *scales = map(unboxed, boxes)
@@ -113,11 +171,6 @@ def decoded(moment: PyTree) -> PyTree:
         return decode(codes, tuple(scales), jnp.float32)
 
     return jax.tree.map(leaf, moment.codes, *moment.scales)
-
-
-def is_code(dtype: Any) -> bool:
-    """Whether an array of this dtype, in an `Encoded`, is encoded: under 32 bits."""
-    return jnp.dtype(dtype).itemsize < 4
 
 
 def encoded(params: PyTree, codec: Codec, is_signed: bool, fill: Any = 0.0) -> Encoded:
@@ -160,7 +213,7 @@ def _fill_code(fill: Any, codec: Codec, dtype: Any) -> jax.Array:
 
 
 def _scale_count(codec: Codec) -> int:
-    return {None: 0, "rank1": 2}.get(codec.layout, 1)
+    return 0 if codec.layout is None else _layout.COUNTS[codec.layout]
 
 
 def _key(seed: int) -> jax.Array:
@@ -179,197 +232,53 @@ def _check_real(params: PyTree, codec: Codec) -> None:
             )
 
 
+_MIXED_UP = (
+    "they are not of one state. Restore all parts of one state together, or use a new "
+    "one (tx.init)."
+)
+
+
 def check_scales(moment: Encoded) -> None:
-    """Raises where scales cannot be those of their codes: a mixed-up checkpoint."""
+    """Raises ValueError where parts cannot be of one state: a mixed-up checkpoint.
+
+    That one of two scales is missing cannot be seen: by row alone is a layout too.
+    """
+    if (moment.key is None) != (moment.step is None):
+        has, lacks = ("step", "key") if moment.key is None else ("key", "step")
+        raise ValueError(
+            "`key` and `step` of an encoded moment must both be arrays (random "
+            f"rounding) or both None (to the nearest), got a `{has}` and no `{lacks}`: "
+            f"{_MIXED_UP}"
+        )
     flat = jax.tree_util.tree_flatten_with_path(moment.codes)[0]
+    for path, box in flat:
+        _check_code(_tree.path_name(path), unboxed(box).dtype, len(moment.scales))
     for scales in moment.scales:
         held = _tree.leaves_below(moment.codes, scales)
-        for (path, codes), scale in zip(flat, held, strict=True):
+        for (path, box), other in zip(flat, held, strict=True):
+            codes, scale = unboxed(box), unboxed(other)
             pairs = zip(scale.shape, codes.shape, strict=False)
             if scale.ndim != codes.ndim or any(d > max(n, 1) for d, n in pairs):
                 raise ValueError(
                     f"a scale of the state at '{_tree.path_name(path)}' must have the "
                     f"rank of its codes and no longer axes, {codes.shape}, got "
-                    f"{scale.shape}: they are not of one state. Use the scales that "
-                    "belong to the codes, or a new state (tx.init)."
+                    f"{scale.shape}: {_MIXED_UP}"
                 )
 
 
-# --------------------------------------------------------------------------- codes
-
-
-def _levels(dtype: Any) -> float:
-    """What k / levels divides by: the code of the scale itself."""
-    dtype = jnp.dtype(dtype)
-    if jnp.issubdtype(dtype, jnp.floating):
-        return float(jnp.finfo(dtype).max)
-    limits = jnp.iinfo(dtype)
-    return float(limits.max) if limits.min < 0 else float(limits.max) + 1.0
-
-
-def _power(dtype: Any) -> int:
-    return _POWERS.get(jnp.dtype(dtype).name, 1)
-
-
-def _root(x: jax.Array, power: int) -> jax.Array:
-    return jnp.sqrt(x) if power == 2 else x
-
-
-def _common(
-    scales: tuple[jax.Array, ...], shape: _layout.Shape, choose: Any = jnp.minimum
-) -> jax.Array:
-    """The scale by element: the smaller of two."""
-    return functools.reduce(choose, [_layout.spread(s, shape) for s in scales])
-
-
-def decode(codes: jax.Array, scales: tuple[jax.Array, ...], dtype: Any) -> jax.Array:
-    """An array from its codes.
-
-    Args:
-      codes: of 8 or 4 bits, or bfloat16; other arrays are only converted.
-      scales: none, one or two arrays.
-      dtype: of the result.
-    """
-    if not scales or not is_code(codes.dtype):
-        return codes.astype(dtype)
-    power = _power(codes.dtype)
-    units = tuple(_root(s, power) * (1.0 / _levels(codes.dtype)) for s in scales)
-    k = codes.astype(jnp.float32)
-    if jnp.issubdtype(codes.dtype, jnp.unsignedinteger):
-        k = k + 1.0
-    x = k * _common(units, codes.shape)
-    return (x * jnp.abs(x) if power == 2 else x).astype(dtype)
-
-
-def find_scales(
-    new: Callable[[], jax.Array], scales: tuple[jax.Array, ...]
-) -> tuple[jax.Array, ...]:
-    """The largest |x| of each group, for each of the scales; NaN has no part in it.
-
-    Args:
-      new: gives the array; called for each scale, so that XLA fuses it into each of the
-        reductions instead of writing it to memory.
-      scales: of the step before, for their shapes.
-    """
-    found: list[jax.Array] = []
-    for scale in scales:
-        if found and scale.size == 1:
-            # The largest of all is the largest of the groups.
-            size = jnp.max(found[0], initial=0, keepdims=True)
-            found.append(size.reshape(scale.shape))
-            continue
-        size = _layout.largest(jnp.abs(new()), scale.shape)
-        found.append(jnp.minimum(size, _TOP).astype(scale.dtype))
-    return tuple(found)
-
-
-def encode(
-    x: jax.Array,
-    scales: tuple[jax.Array, ...],
-    old: jax.Array,
-    bits: jax.Array | None,
-) -> jax.Array:
-    """The codes of an array.
-
-    Args:
-      x: float32 or wider.
-      scales: at least |x| in each group.
-      old: the codes of the step before, which decide the dtype.
-      bits: random bits of the array's shape; None: to the nearest code.
-    """
-    if not scales:
-        if bits is None:
-            return x.astype(old.dtype)
-        return _rounding.round_stochastic(x.astype(jnp.float32), bits)
-    # By scale and not by element; with the division last, XLA keeps it out of the loop.
-    # 1 / a subnormal number is infinite: such a group is read as 0.
-    inverse = [jnp.where(s >= _TINY, 1.0 / s, 0.0) for s in scales]
-    share = jnp.abs(x).astype(jnp.float32) * _common(
-        tuple(inverse), x.shape, jnp.maximum
-    )
-    if jnp.issubdtype(old.dtype, jnp.floating):
-        size = share * jnp.float32(_levels(old.dtype))
-        return _float_code(x, _at_most(size, old.dtype), old, bits)
-    return _integer_code(x, share, old, bits)
-
-
-def _at_most(k: jax.Array, dtype: Any) -> jax.Array:
-    levels = jnp.float32(_levels(dtype))
-    return jnp.where(k < levels, k, levels)  # NaN: the top
-
-
-def _integer_code(
-    x: jax.Array, share: jax.Array, old: jax.Array, bits: jax.Array | None
-) -> jax.Array:
-    """The code of x: of k^power = share levels^power.
-
-    Rounding at random is rounding to the nearest k, after a random number was added to
-    k^power that makes the mean of the rounded k^power right. Only two codes can be: the
-    old one, b, and that on the other side of k^power.
-    """
-    is_signed = jnp.issubdtype(old.dtype, jnp.signedinteger)
-    power = _power(old.dtype)
-    k = share * jnp.float32(_levels(old.dtype) ** power)
-    if bits is not None:
-        code = old.astype(jnp.float32)
-        before = jnp.abs(code) if is_signed else code + 1.0
-        gone = k - (before * before if power == 2 else before)
-        noise = _rounding.centered(bits)
-        if power == 2:
-            # From b^2 to (b +- 1/2)^2, where the nearest is another; from 0 to 1/2.
-            stays = jnp.abs(gone - 0.25) < jnp.maximum(before, 0.25)
-            # (b +- 1)^2 is 2 b +- 1 away: the share of `gone` in it. 2 b + 1 is wider
-            # than what is rounded to b, and must not reach below it.
-            is_up = gone >= 0
-            gap = before + before + jnp.where(is_up, 1.0, -1.0)
-            noise = noise * gap - 0.25
-            noise = jnp.where(is_up, jnp.maximum(noise, -gone), noise)
-        else:
-            stays = jnp.abs(gone) < 0.5
-        if is_signed:
-            stays = stays & (x * code >= 0)
-        k = k + jnp.where(stays, noise, 0.0)
-    if power == 2:
-        k = jnp.sqrt(jnp.maximum(k, 0.0))
-    k = _at_most(k, old.dtype)
-    # The low bits of the sum are the integer. A conversion would be right too, but it
-    # sees to NaN and overflow, which cannot be here, and is the slower for it.
-    if is_signed:
-        k = jnp.where(x < 0, -k, k) + jnp.float32(_MAGIC)
-    else:
-        k = jnp.maximum(k, 1.0) + jnp.float32(_MAGIC - 1.0)
-    return jax.lax.bitcast_convert_type(k, jnp.int32).astype(old.dtype)
-
-
-def _round(
-    k: jax.Array, below: jax.Array, share: jax.Array, stays: jax.Array, bits: jax.Array
-) -> jax.Array:
-    """Up with probability `share` where the nearest is the old code, else the nearest.
-
-    So the slowest change goes on in the mean, and a change of more than half a code,
-    which goes on anyway, has no more noise than the nearest gives it.
-    """
-    half = k - below
-    is_up = jnp.where(stays, _rounding.uniform(bits) < share, half >= 0.5)
-    return below + is_up.astype(jnp.float32)
-
-
-def _float_code(
-    x: jax.Array, size: jax.Array, old: jax.Array, bits: jax.Array | None
-) -> jax.Array:
-    limits = jnp.finfo(old.dtype)
-    smallest = jnp.float32(limits.smallest_subnormal)
-    if bits is not None:
-        # In units of the last place: the exponent alone, over 2^(digits).
-        number = jax.lax.bitcast_convert_type(size, jnp.int32) & 0x7F800000
-        power = jax.lax.bitcast_convert_type(number, jnp.float32)
-        unit = jnp.maximum(power * 2.0**-limits.nmant, smallest)
-        k = size / unit
-        before = jnp.abs(old.astype(jnp.float32)) / unit
-        below = jnp.floor(k)
-        stays = (jnp.abs(k - before) < 0.5) & ((x < 0) == (old < 0))
-        size = _round(k, below, k - below, stays, bits) * unit
-    # What is not 0 never becomes 0: mu / sqrt(nu) with nu = 0 would be lost. (size may
-    # be 0 all the same: beside a scale that is 1e38 times larger.)
-    size = jnp.where(x != 0, jnp.maximum(size, smallest), 0.0)
-    return jnp.where(x < 0, -size, size).astype(old.dtype)
+def _check_code(path: str, dtype: Any, count: int) -> None:
+    """Raises unless an array of this dtype can stand beside so many scales."""
+    if not is_code(dtype):
+        return
+    if not any(dtype.name in pair for pair in _PAIRS):
+        known = sorted({name for pair in _PAIRS for name in pair})
+        raise ValueError(
+            f"codes of the state at '{path}' must have one of the dtypes {known}, or "
+            f"be the moment itself in float32, got {dtype}: {_MIXED_UP}"
+        )
+    if is_scaled(dtype) != (count > 0):
+        want = "at least one scale" if is_scaled(dtype) else "no scales"
+        raise ValueError(
+            f"codes of the state at '{path}' must have {want}, since they are {dtype}, "
+            f"got {count} trees in `scales`: {_MIXED_UP}"
+        )

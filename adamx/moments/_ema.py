@@ -202,10 +202,10 @@ def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def unrelated(x: jax.Array) -> jax.Array:
-    """A scalar equal to x, of which XLA does not know that it is equal.
+    """An array equal to x, of which XLA does not know that it is equal.
 
     What several results share and what holds a root or a quotient, XLA writes to memory
-    and reads again; computed from such a scalar, it is fused into each of them. (On CPU
+    and reads again; computed from such an array, it is fused into each of them. (On CPU
     Schedule-Free takes 1.4 times AdamW's time so, and 4 times with two trees of
     temporaries otherwise.)
     """

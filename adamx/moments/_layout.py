@@ -24,7 +24,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-LAYOUTS = ("rank1", "column", "row", "block", "tensor")
+# How many scales an array has, by layout.
+COUNTS = {"rank1": 2, "column": 1, "row": 1, "block": 1, "tensor": 1}
+LAYOUTS = tuple(COUNTS)
 
 # A block where the axis is not taken whole, and no other length is asked for.
 _BLOCK = 256
@@ -37,7 +39,7 @@ Shape = tuple[int, ...]
 
 
 def scale_shapes(shape: Shape, layout: str, block: int | None) -> tuple[Shape, ...]:
-    """The shapes of the scales of an array; two for rank1, else one.
+    """The shapes of the scales of an array, as many as `COUNTS` says.
 
     Args:
       shape: of the array.
@@ -49,7 +51,15 @@ def scale_shapes(shape: Shape, layout: str, block: int | None) -> tuple[Shape, .
       One or two shapes; the second of rank1 is that of one number for all, (1, ...),
       where one array is enough: in vectors, and where it would have more than 1/16 of
       the elements.
+
+    Raises:
+      ValueError: an unknown layout.
     """
+    if layout not in COUNTS:
+        raise ValueError(
+            f"`layout` must be one of {', '.join(map(repr, COUNTS))}, got {layout!r}; "
+            "pass one of these names."
+        )
     if layout == "tensor" or not shape:
         return _padded(((1,) * len(shape),), shape, layout)
     last = _blocks(shape[-1], block or _BLOCK)
@@ -58,11 +68,13 @@ def scale_shapes(shape: Shape, layout: str, block: int | None) -> tuple[Shape, .
     *leading, rows, columns = shape
     by_row = (*leading, rows, _blocks(columns, block or columns))
     by_column = (*leading, _blocks(rows, block or rows), columns)
-    if layout == "row":
-        return (by_row,)
-    if layout == "column":
-        return (by_column,)
-    return _padded(_affordable(shape, by_row, by_column), shape, layout)
+    # By name, so that a layout without shapes of its own is an error here.
+    shapes = {
+        "row": (by_row,),
+        "column": (by_column,),
+        "rank1": _affordable(shape, by_row, by_column),
+    }
+    return _padded(shapes[layout], shape, layout)
 
 
 def _blocks(length: int, block: int) -> int:
@@ -83,9 +95,8 @@ def _affordable(shape: Shape, by_row: Shape, by_column: Shape) -> tuple[Shape, .
 
 def _padded(shapes: tuple[Shape, ...], shape: Shape, layout: str) -> tuple[Shape, ...]:
     """As many shapes as the layout has, of one number where fewer are needed."""
-    if layout != "rank1":
-        return shapes
-    return (*shapes, one_for_all(shape))[:2]
+    missing = COUNTS[layout] - len(shapes)
+    return (*shapes, *(one_for_all(shape),) * missing)
 
 
 def one_for_all(shape: Shape) -> Shape:

@@ -27,7 +27,8 @@ def in_turn(
       *operands: arrays of one leaf.
 
     Returns:
-      The scalar; and for `behind`, on a CPU the same, elsewhere 0.
+      The scalar; and for `behind`, on a CPU the same, elsewhere 0. Below
+      `LARGE` elements in the first operand there is no order: the second is `unknown`.
     """
 
     def apart(*operands: jax.Array) -> tuple[jax.Array, jax.Array]:

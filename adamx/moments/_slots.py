@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from adamx._types import PyTree
 from adamx.moments import _rounding
-from adamx.moments._codec import Encoded, decode, encode, find_scales, is_code
+from adamx.moments._codec import Encoded
+from adamx.moments._codes import decode, encode, find_scales, is_code
 from adamx.moments._ema import unrelated
 from adamx.moments._order import LARGE, behind, in_turn
 

@@ -70,10 +70,16 @@ def zeros_reduced(
 
 
 def check_moment_dtype(name: str, dtype: Any) -> Any:
-    """A floating or complex dtype, a codec, or None."""
+    """A floating or complex dtype, a codec, or None.
+
+    Raises:
+      TypeError: something else; a function that makes a codec, not called.
+      ValueError: a dtype without fractions, or of fewer than 16 bits.
+    """
     if isinstance(dtype, Codec):
         return dtype
-    if callable(dtype) and getattr(dtype, "__module__", None) == "adamx.codecs":
+    is_ours = getattr(dtype, "__module__", None) == "adamx.codecs"
+    if is_ours and getattr(dtype, "__name__", None) in _MAKERS:
         raise TypeError(
             f"`{name}` must be a dtype, a codec or None, got the function "
             f"{dtype.__name__}; call it: adamx.codecs.{dtype.__name__}()."
@@ -82,8 +88,26 @@ def check_moment_dtype(name: str, dtype: Any) -> Any:
         return _checks.check_dtype(name, dtype)
     except (TypeError, ValueError) as error:
         raise type(error)(
-            f"{error} For fewer bits pass a codec: adamx.codecs.int8()."
+            f"{error} For fewer bits pass a codec: adamx.codecs.{_codec_for(dtype)}."
         ) from None
+
+
+# The functions of `adamx.codecs` that make a codec.
+_MAKERS = ("int8", "int4", "fp8", "bfloat16_stochastic")
+
+
+def _codec_for(dtype: Any) -> str:
+    """The call that makes the codec which a dtype or a name is nearest to."""
+    try:
+        name = "" if hasattr(dtype, "shape") else jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name in ("float8_e4m3fn", "float8_e5m2"):
+        return f"fp8(format={name!r})"
+    stem = name.removeprefix("u")
+    if stem.startswith("float8"):
+        return "fp8()"
+    return f"{stem}()" if stem in _MAKERS else "int8()"
 
 
 def refuse_codec(name: str, dtype: Any, reason: str) -> None:
@@ -97,7 +121,12 @@ def refuse_codec(name: str, dtype: Any, reason: str) -> None:
 def check_second_moment_dtype(
     name: str, dtype: Any, b2: Any, b_name: str = "b2"
 ) -> Any:
-    """A real dtype, codec or None; warns where averages with 1 - b2 would stall."""
+    """A real dtype, codec or None; warns where averages with 1 - b2 would stall.
+
+    Raises:
+      ValueError: a complex dtype.
+      TypeError, ValueError: see `check_moment_dtype`.
+    """
     dtype = check_moment_dtype(name, dtype)
     if dtype is None or isinstance(dtype, Codec):
         return dtype
@@ -119,7 +148,11 @@ def check_second_moment_dtype(
 
 
 def check_average_dtype(name: str, dtype: Any, b_name: str, b: Any) -> Any:
-    """A dtype, codec or None; warns where a mean with 1 - b would stall in it."""
+    """A dtype, codec or None; warns where a mean with 1 - b would stall in it.
+
+    Raises:
+      TypeError, ValueError: see `check_moment_dtype`.
+    """
     dtype = check_moment_dtype(name, dtype)
     if dtype is not None and not isinstance(dtype, Codec):
         _warn_of_stalling(name, dtype, b_name, b)
@@ -138,7 +171,13 @@ def _warn_of_stalling(name: str, dtype: Any, b_name: str, b: Any) -> None:
 
 
 def check_gradient(updates: PyTree, moment: PyTree) -> None:
-    """Raises unless the gradient has floats in the structure and shapes of a moment."""
+    """Checks a gradient against a moment.
+
+    Raises:
+      TypeError: a gradient that is not of floats.
+      ValueError: another structure or shape than the moment's, or an `Encoded` whose
+        parts are not of one state.
+    """
     _tree.check_inexact(updates, "gradient")
     if isinstance(moment, Encoded):
         check_scales(moment)
@@ -147,7 +186,11 @@ def check_gradient(updates: PyTree, moment: PyTree) -> None:
 
 
 def check_holds_complex(updates: PyTree, moment: PyTree, name: str) -> None:
-    """Raises where a real `moment` would lose a complex gradient's imaginary part."""
+    """Checks a moment against complex gradients.
+
+    Raises:
+      ValueError: a real `moment`, which would lose a gradient's imaginary part.
+    """
     stored = jax.tree.leaves(codes_of(moment))
     flat = jax.tree_util.tree_flatten_with_path(updates)[0]
     for (path, g), m in zip(flat, stored, strict=True):

@@ -1,0 +1,245 @@
+"""Codes: an array in 8 or 4 bits an element, or in bfloat16 with unbiased rounding.
+
+    int8, mean     x = sign (k / 127)^2 scale      k = 0..127
+    int8, square   x = (k / 256)^2 scale           k = 1..256
+    int4, mean     x = sign (k / 7) scale          k = 0..7
+    int4, square   x = (k / 16)^2 scale            k = 1..16
+    fp8            x = k / (the largest k) scale   k: a float8 number
+
+The scale, shared by a group, is the largest |x| in it at each step, exactly. A mean
+square is never read as 0 where its group is not: mu / 0 is the way in which a linear
+8-bit nu ends in NaN. Rounding is to the nearest k, or at random where that would be the
+old one: half a step of k is more than (1 - b2) of nu, which would never change other
+than with its group's scale. With squares of k, steps are finer where numbers are small:
+an 8-bit nu spans a factor of 65,536 in each group.
+
+The dtype of the codes is the whole code: nothing else is stored to say how they are
+read. A second code of the same dtype would need a static name in `Encoded`.
+
+Source: Dettmers et al. (2022) for the idea of a code and a scale for each block; Li et
+al. (2023) for unsigned codes without zero. The codes here are arithmetic, since a table
+look-up takes many times as long on a CPU (benchmarks/README.md compares them).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adamx.moments import _layout, _rounding
+
+# What k / levels is raised to, by the dtype of the codes.
+_POWERS = {
+    "int8": 2,
+    "uint8": 2,
+    "int4": 1,
+    "uint4": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+}
+
+# The largest scale. 1 / a larger one is a subnormal number, which is read as 0.
+_TOP = 2.0**126
+# x + this, in float32, has x rounded to the nearest integer in its lowest bits.
+_MAGIC = 12582912.0  # 1.5 * 2^23
+# The smallest normal number of float32.
+_TINY = 2.0**-126
+
+
+def is_code(dtype: Any) -> bool:
+    """Whether an array of this dtype, in an `Encoded`, is encoded: under 32 bits."""
+    return jnp.dtype(dtype).itemsize < 4
+
+
+def is_scaled(dtype: Any) -> bool:
+    """Whether codes of this dtype are shares of a scale: those of 8 and 4 bits."""
+    return jnp.dtype(dtype).name in _POWERS
+
+
+def _levels(dtype: Any) -> float:
+    """What k / levels divides by: the code of the scale itself."""
+    dtype = jnp.dtype(dtype)
+    if jnp.issubdtype(dtype, jnp.floating):
+        return float(jnp.finfo(dtype).max)
+    limits = jnp.iinfo(dtype)
+    return float(limits.max) if limits.min < 0 else float(limits.max) + 1.0
+
+
+def _power(dtype: Any) -> int:
+    name = jnp.dtype(dtype).name
+    if name not in _POWERS:
+        raise ValueError(
+            f"codes with scales must have one of the dtypes {sorted(_POWERS)}, got "
+            f"{name}; a new code needs a row in adamx.moments._codes._POWERS."
+        )
+    return _POWERS[name]
+
+
+def _root(x: jax.Array, power: int) -> jax.Array:
+    return jnp.sqrt(x) if power == 2 else x
+
+
+def _common(
+    scales: tuple[jax.Array, ...], shape: _layout.Shape, choose: Any = jnp.minimum
+) -> jax.Array:
+    """The scale by element; of two, what `choose` takes: the smaller one.
+
+    Of inverse scales it is the larger one.
+    """
+    return functools.reduce(choose, [_layout.spread(s, shape) for s in scales])
+
+
+def decode(codes: jax.Array, scales: tuple[jax.Array, ...], dtype: Any) -> jax.Array:
+    """An array from its codes.
+
+    Args:
+      codes: of 8 or 4 bits, with scales; other arrays, bfloat16 among them, are only
+        converted.
+      scales: none (only where there is nothing to scale), one or two arrays.
+      dtype: of the result.
+    """
+    if not is_scaled(codes.dtype):
+        return codes.astype(dtype)
+    power = _power(codes.dtype)
+    units = tuple(_root(s, power) * (1.0 / _levels(codes.dtype)) for s in scales)
+    k = codes.astype(jnp.float32)
+    if jnp.issubdtype(codes.dtype, jnp.unsignedinteger):
+        k = k + 1.0
+    x = k * _common(units, codes.shape)
+    return (x * jnp.abs(x) if power == 2 else x).astype(dtype)
+
+
+def find_scales(
+    new: Callable[[], jax.Array], scales: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+    """The largest |x| of each group, for each of the scales; NaN has no part in it.
+
+    Args:
+      new: gives the array; called for each scale, so that XLA fuses it into each of the
+        reductions instead of writing it to memory.
+      scales: of the step before, for their shapes.
+    """
+    found: list[jax.Array] = []
+    for scale in scales:
+        if found and scale.size == 1:
+            # The largest of all is the largest of the groups.
+            size = jnp.max(found[0], initial=0, keepdims=True)
+            found.append(size.reshape(scale.shape))
+            continue
+        size = _layout.largest(jnp.abs(new()), scale.shape)
+        found.append(jnp.minimum(size, _TOP).astype(scale.dtype))
+    return tuple(found)
+
+
+def encode(
+    x: jax.Array,
+    scales: tuple[jax.Array, ...],
+    old: jax.Array,
+    bits: jax.Array | None,
+) -> jax.Array:
+    """The codes of an array.
+
+    Args:
+      x: float32 or wider.
+      scales: at least |x| in each group; none for bfloat16.
+      old: the codes of the step before, which decide the dtype.
+      bits: random bits of the array's shape; None: to the nearest code.
+    """
+    if not is_scaled(old.dtype):
+        if bits is None:
+            return x.astype(old.dtype)
+        return _rounding.round_stochastic(x.astype(jnp.float32), bits)
+    # By scale and not by element; with the division last, XLA keeps it out of the loop.
+    # 1 / a subnormal number is infinite: such a group is read as 0.
+    inverse = [jnp.where(s >= _TINY, 1.0 / s, 0.0) for s in scales]
+    share = jnp.abs(x).astype(jnp.float32) * _common(
+        tuple(inverse), x.shape, jnp.maximum
+    )
+    if jnp.issubdtype(old.dtype, jnp.floating):
+        size = share * jnp.float32(_levels(old.dtype))
+        return _float_code(x, _at_most(size, old.dtype), old, bits)
+    return _integer_code(x, share, old, bits)
+
+
+def _at_most(k: jax.Array, dtype: Any) -> jax.Array:
+    levels = jnp.float32(_levels(dtype))
+    return jnp.where(k < levels, k, levels)  # NaN: the top
+
+
+def _integer_code(
+    x: jax.Array, share: jax.Array, old: jax.Array, bits: jax.Array | None
+) -> jax.Array:
+    """The code of x: of k^power = share levels^power.
+
+    Rounding at random is rounding to the nearest k, after a random number was added to
+    k^power that makes the mean of the rounded k^power right. Only two codes can be: the
+    old one, b, and that on the other side of k^power.
+    """
+    is_signed = jnp.issubdtype(old.dtype, jnp.signedinteger)
+    power = _power(old.dtype)
+    k = share * jnp.float32(_levels(old.dtype) ** power)
+    if bits is not None:
+        code = old.astype(jnp.float32)
+        before = jnp.abs(code) if is_signed else code + 1.0
+        gone = k - (before * before if power == 2 else before)
+        noise = _rounding.centered(bits)
+        if power == 2:
+            # From b^2 to (b +- 1/2)^2, where the nearest is another; from 0 to 1/2.
+            stays = jnp.abs(gone - 0.25) < jnp.maximum(before, 0.25)
+            # (b +- 1)^2 is 2 b +- 1 away: the share of `gone` in it. 2 b + 1 is wider
+            # than what is rounded to b, and must not reach below it.
+            is_up = gone >= 0
+            gap = before + before + jnp.where(is_up, 1.0, -1.0)
+            noise = noise * gap - 0.25
+            noise = jnp.where(is_up, jnp.maximum(noise, -gone), noise)
+        else:
+            stays = jnp.abs(gone) < 0.5
+        if is_signed:
+            stays = stays & (x * code >= 0)
+        k = k + jnp.where(stays, noise, 0.0)
+    if power == 2:
+        k = jnp.sqrt(jnp.maximum(k, 0.0))
+    k = _at_most(k, old.dtype)
+    # The low bits of the sum are the integer. A conversion would be right too, but it
+    # sees to NaN and overflow, which cannot be here, and is the slower for it.
+    if is_signed:
+        k = jnp.where(x < 0, -k, k) + jnp.float32(_MAGIC)
+    else:
+        k = jnp.maximum(k, 1.0) + jnp.float32(_MAGIC - 1.0)
+    return jax.lax.bitcast_convert_type(k, jnp.int32).astype(old.dtype)
+
+
+def _round(
+    k: jax.Array, below: jax.Array, share: jax.Array, stays: jax.Array, bits: jax.Array
+) -> jax.Array:
+    """Up with probability `share` where the nearest is the old code, else the nearest.
+
+    So the slowest change goes on in the mean, and a change of more than half a code,
+    which goes on anyway, has no more noise than the nearest gives it.
+    """
+    half = k - below
+    is_up = jnp.where(stays, _rounding.uniform(bits) < share, half >= 0.5)
+    return below + is_up.astype(jnp.float32)
+
+
+def _float_code(
+    x: jax.Array, size: jax.Array, old: jax.Array, bits: jax.Array | None
+) -> jax.Array:
+    limits = jnp.finfo(old.dtype)
+    smallest = jnp.float32(limits.smallest_subnormal)
+    if bits is not None:
+        # In units of the last place: the exponent alone, over 2^(digits).
+        number = jax.lax.bitcast_convert_type(size, jnp.int32) & 0x7F800000
+        power = jax.lax.bitcast_convert_type(number, jnp.float32)
+        unit = jnp.maximum(power * 2.0**-limits.nmant, smallest)
+        k = size / unit
+        before = jnp.abs(old.astype(jnp.float32)) / unit
+        below = jnp.floor(k)
+        stays = (jnp.abs(k - before) < 0.5) & ((x < 0) == (old < 0))
+        size = _round(k, below, k - below, stays, bits) * unit
+    # What is not 0 never becomes 0: mu / sqrt(nu) with nu = 0 would be lost. (size may
+    # be 0 all the same: beside a scale that is 1e38 times larger.)
+    size = jnp.where(x != 0, jnp.maximum(size, smallest), 0.0)
+    return jnp.where(x < 0, -size, size).astype(old.dtype)
