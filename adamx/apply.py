@@ -20,10 +20,11 @@ def apply_updates(
     To the nearest, the result is that of `optax.apply_updates`, bit for bit; unlike it,
     shapes are never broadcast and strict dtype promotion is no obstacle.
 
-    A bfloat16 parameter of size 1 ignores updates below 2e-3: half its distance to the
-    next. With "stochastic" it moves by a whole one in as many steps as make the mean
-    right (see `moments.round_stochastic`); nothing has to be stored for that. Sum and
-    rounding are one pass over the parameters, as fast as to the nearest.
+    A bfloat16 parameter of 1 ignores updates of up to 2^-8 = 0.0039 upwards and 2^-9 =
+    0.00195 downwards: half its distance to the next number. With "stochastic" it moves
+    by a whole one in as many steps as make the mean right (see
+    `moments.round_stochastic`); nothing has to be stored for that. Sum and rounding are
+    one pass over the parameters, as fast as to the nearest.
 
     Args:
       params: tree of arrays; None leaves stay None.

@@ -255,6 +255,14 @@ def test_a_thousand_small_steps_arrive_where_nearest_stands_still():
     assert float(adamx.apply_updates(params, u)[0]) == 1.0
 
 
+def test_what_a_bfloat16_one_ignores():
+    """As the docstrings say: up to half its distance to the next, 2^-8 and 2^-9."""
+    one, more = jnp.ones((), jnp.bfloat16), 1.001
+    for largest in (2.0**-8, -(2.0**-9)):
+        assert float(adamx.apply_updates(one, jnp.float32(largest))) == 1
+        assert float(adamx.apply_updates(one, jnp.float32(largest * more))) != 1
+
+
 def test_other_kinds_of_keys_and_vmap_over_them():
     params, u = jnp.ones((2, 64), jnp.bfloat16), jnp.full((2, 64), 1e-3)
     _stochastic(params, u, jax.random.key(0, impl="rbg"))

@@ -180,9 +180,10 @@ def master_weights(
 
         master <- master + update;   p <- master rounded to the dtype of p
 
-    A bfloat16 parameter of size 1 cannot move by less than 4e-3; the copy moves by
-    6e-8. The model computes with 16 bits as before. Leaves of 32 bits or more are their
-    own master, and pass.
+    A bfloat16 parameter of 1 stays where it is under updates of up to 0.0039 upwards
+    and 0.00195 downwards (see `apply_updates`); the copy moves by 6e-8. The model
+    computes with 16 bits as before. Leaves of 32 bits or more are their own master, and
+    pass.
 
     `inner` sees float32 parameters and gradients: a state whose dtypes follow the
     parameters is float32 (`adamw(..., mu_dtype=jnp.bfloat16)` keeps mu at 2 bytes).
@@ -249,10 +250,10 @@ def compensated(inner: GradientTransformation) -> GradientTransformationExtraArg
 
     2 bytes per parameter. p and rest together have 16 bits of `new` (bfloat16; 19 with
     float16): updates below 8e-6 |p| may be lost (1e-6 |p|), where a bfloat16 p alone
-    loses those below 4e-3 |p|; those a little above may be a third off, all to the same
-    side. `master_weights(inner, storage="split")` loses none above 6e-8 |p|, for the
-    same bytes; this one also takes float16, and the rest is a number that can be read,
-    scaled and sharded as any.
+    loses those below 0.002 to 0.004 |p|; those a little above may be a third off, all
+    to the same side. `master_weights(inner, storage="split")` loses none above 6e-8
+    |p|, for the same bytes; this one also takes float16, and the rest is a number that
+    can be read, scaled and sharded as any.
 
     For what `inner` sees, and how the update is to be added: see `master_weights`. If
     parameters are changed by other hands, the rest stays.
