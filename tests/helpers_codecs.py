@@ -15,7 +15,9 @@ CODECS: dict[str, tuple[Any, dict[str, Any]]] = {
     "int4": (codecs.int4, {"rounding": "nearest"}),
     "int4-stochastic": (codecs.int4, {}),
     "e4m3": (codecs.fp8, {"rounding": "nearest"}),
+    "e4m3-stochastic": (codecs.fp8, {}),
     "e5m2": (codecs.fp8, {"format": "float8_e5m2", "rounding": "nearest"}),
+    "e5m2-stochastic": (codecs.fp8, {"format": "float8_e5m2"}),
 }
 LAYOUTS = moments.LAYOUTS
 
@@ -24,9 +26,6 @@ def make(label: str, **more: Any) -> codecs.Codec:
     """A codec that encodes leaves of any size."""
     if label == "bfloat16":
         return codecs.bfloat16_stochastic(**more)
-    if label in ("e4m3-stochastic", "e5m2-stochastic"):
-        more = {"rounding": "stochastic", **more}
-        label = label.removesuffix("-stochastic")
     function, arguments = CODECS[label]
     return function(**{"min_size": 0, **arguments, **more})
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,15 +25,22 @@ SHAPES = [
 BLOCKS = [None, 1, 4, 1000]
 
 
-def _fp8_bound(share, name):
-    """Half a unit in the last place; a whole one below the smallest float8."""
-    largest = reference.LARGEST[name]
-    digits, lowest = (3, -6) if name == "float8_e4m3fn" else (2, -14)
-    k = share * largest
-    exponent = np.floor(np.log2(np.maximum(k, 2.0**lowest)))
-    step = 2.0 ** (exponent - digits)
-    smallest = 2.0 ** (lowest - digits)
-    return np.where(k < smallest, step, step / 2) / largest
+def _fp8_step(share, dtype):
+    """A unit in the last place of the float8 number, as a share of the scale."""
+    limits = ml_dtypes.finfo(dtype)
+    k = share * float(limits.max)
+    exponent = np.floor(np.log2(np.maximum(k, float(limits.smallest_normal))))
+    return 2.0 ** (exponent - limits.nmant) / float(limits.max)
+
+
+def _fp8_bound(share, dtype, is_random):
+    """Half a unit in the last place, a whole one below the smallest float8 number.
+
+    With rounding at random it is a whole one everywhere.
+    """
+    step, limits = _fp8_step(share, dtype), ml_dtypes.finfo(dtype)
+    smallest = float(limits.smallest_subnormal) / float(limits.max)
+    return np.where((share < smallest) | is_random, step, step / 2)
 
 
 def check(x, held, label, is_signed, layout, block):
@@ -52,14 +60,15 @@ def check(x, held, label, is_signed, layout, block):
     np.testing.assert_allclose(np.abs(got[~is_number]), scale[~is_number], rtol=1e-6)
     share = np.abs(x) / np.where(scale > 0, scale, 1)
     found = np.abs(got) / np.where(scale > 0, scale, 1)
-    if label in ("e4m3", "e5m2"):
-        name = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}[label]
-        bound = _fp8_bound(share, name) * scale
+    if jnp.issubdtype(held.codes.dtype, jnp.floating):
+        dtype = held.codes.dtype
+        bound = _fp8_bound(share, dtype, "stochastic" in label) * scale
         assert np.all((got != 0) | (np.abs(x) < TINY) | (scale < LEAST_SCALE))
         error = np.abs(got - x)
         slack = 2e-6 * (scale * share + bound)
         if IS_OLD_XLA:  # rounds to float16 first
-            slack += (share * 2.0**-11 + 2.0**-25 / reference.LARGEST[name]) * scale
+            largest = float(ml_dtypes.finfo(dtype).max)
+            slack += (share * 2.0**-11 + 2.0**-25 / largest) * scale
     else:
         code = reference.INTEGERS[label.removesuffix("-stochastic"), is_signed]
         k = reference.real_code(x, scale, code)
@@ -189,12 +198,17 @@ STREAMS = [
     *((label, layout) for label in CODECS for layout in LAYOUTS),
     ("bfloat16", None),
 ]
+# Every codec once and every layout at least once; and the coarsest code by default.
+FEW = [(label, LAYOUTS[i % len(LAYOUTS)]) for i, label in enumerate(CODECS)]
+FEW += [("int4", "rank1"), ("bfloat16", None)]
 
 
-@pytest.mark.parametrize(
-    ("label", "layout"),
-    [s for i, s in enumerate(STREAMS) if i % 6 == 0 or s == ("int4", "rank1")],
-)
+def test_the_few_streams_have_every_codec_and_layout():
+    assert {label for label, _ in FEW} == {*CODECS, "bfloat16"}
+    assert {layout for _, layout in FEW} == {*LAYOUTS, None}
+
+
+@pytest.mark.parametrize(("label", "layout"), FEW)
 def test_a_hard_stream_of_gradients_gives_no_nan(label, layout):
     _survives(label, layout, 130, 100)
 

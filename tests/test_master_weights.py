@@ -143,6 +143,7 @@ def test_zeros_nan_and_infinity(kind):
     after = np.asarray(optax.apply_updates(p, updates)).astype(np.float32)
     np.testing.assert_array_equal(after, [0, 0, np.nan, np.inf, np.inf, 0])
     assert not np.any(np.signbit(after[[0, 1, 5]]))
+    assert float(state.uncarried) == 0  # NaN reaches its target
     # A zero that was left again: nothing of its past is in it.
     updates, _ = tx.update(jnp.full(6, 2.0), state, jnp.asarray(after, jnp.bfloat16))
     assert updates[5] == 2.0
@@ -194,15 +195,20 @@ def test_parameters_changed_by_other_hands_come_back_to_their_master():
 
 
 @pytest.mark.parametrize("kind", ["split", "rest"])
-def test_two_bytes_move_with_parameters_changed_by_other_hands(kind):
+@pytest.mark.parametrize("rest", [1e-3, -1e-3])
+def test_two_bytes_move_with_parameters_changed_by_other_hands(kind, rest):
+    """1 + rest is stored as 1; what was kept of it must not spoil another p, or a 0."""
     tx = WRAPPERS[kind](optax.identity())
     p = jnp.full(3, 1.0, jnp.bfloat16)
-    updates, state = tx.update(jnp.full(3, 1e-3), tx.init(p), p)
+    updates, state = tx.update(jnp.full(3, rest), tx.init(p), p)
+    assert optax.apply_updates(p, updates).astype(jnp.float32).tolist() == [1, 1, 1]
     changed = jnp.array([1e6, 0.0, 1.0], jnp.bfloat16)
-    updates, state = tx.update(jnp.full(3, 1e-3), state, changed)
-    after = optax.apply_updates(changed, updates)
-    np.testing.assert_allclose(after.astype(jnp.float32)[::2], changed[::2], rtol=4e-3)
-    assert 0 < float(after[1]) < 3e-3
+    updates, state = tx.update(jnp.full(3, 2e-3), state, changed)
+    after = optax.apply_updates(changed, updates).astype(jnp.float32)
+    np.testing.assert_allclose(after[::2], changed[::2], rtol=4e-3)
+    # The bits of a rest say nothing beside a 0; a number is added to it.
+    want = 2e-3 if kind == "split" else 2e-3 + rest
+    np.testing.assert_allclose(after[1], want, rtol=5e-3)
     assert float(state.uncarried) == 0
 
 
