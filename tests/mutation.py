@@ -1,17 +1,18 @@
-"""Mutation run: every single slip in a leaf rule must make a test fail.
+"""Mutation run: every single slip in what computes must make a test fail.
 
     python -m tests.mutation --write          all files; writes tests/MUTATION.md
-    python -m tests.mutation adam lion        some files
+    python -m tests.mutation adam _layout     some files; with --write, only their lines
 
     --wide          every function that computes, not only leaf rules and updates
-    --no-baseline   where the whole suite has just passed
+    --no-baseline   where the tests have just passed
 
 A mutant is the library with one operator, operand order, exponent, comparison, function
-or bias correction changed: in the functions of `optimizers/` and `compose/` whose name
-ends in `_leaf`, and in the `update` functions that compute their scalars; with --wide
-in all others too, and in the two files of `moments/` that hold arithmetic. Checks of
-arguments are left alone. A mutant is killed when a test of its own optimizers fails;
-the tests are run in a child process on a copy of the package.
+or bias correction changed. Where: in `optimizers/` and in `_cautious` and `_narrow` of
+`compose/`, the functions whose name ends in `_leaf` and the `update` functions that
+compute their scalars, with --wide all others too; in the files of `moments/` that hold
+arithmetic, all functions. Checks of arguments are left alone. A mutant is killed when a
+test fails: of its own optimizers, or those that `TESTS` names; the tests are run in a
+child process on a copy of the package.
 """
 
 import ast
@@ -31,11 +32,45 @@ from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).parent.parent
 OPTIMIZERS = ROOT / "adamx" / "optimizers"
-FILES = [*sorted(OPTIMIZERS.glob("*.py")), ROOT / "adamx" / "compose" / "_cautious.py"]
-FILES += [ROOT / "adamx" / "moments" / f"_{name}.py" for name in ("ema", "look_ahead")]
+MOMENTS = ("ema", "look_ahead", "codec", "codes", "layout", "rounding")
+FILES = [*sorted(OPTIMIZERS.glob("*.py"))]
+FILES += [ROOT / "adamx" / "compose" / f"_{name}.py" for name in ("cautious", "narrow")]
+FILES += [ROOT / "adamx" / "moments" / f"_{name}.py" for name in MOMENTS]
 # Arithmetic that many optimizers share is judged by the tests of a few.
-SHARED = {"_ema": ["adam", "nadamw", "rmsprop"], "_look_ahead": ["nadam", "radam"]}
-SHARED |= {"_cautious": ["cautious"], "_curvature": ["sophia_h", "sophia_g"]}
+SHARED = {"_look_ahead": ["nadam", "radam"], "_cautious": ["cautious"]}
+SHARED |= {"_curvature": ["sophia_h", "sophia_g"]}
+# What no optimizer's own tests are about: arguments of pytest, the quickest first.
+CODECS, BOUNDS = "tests/test_codecs.py", "tests/test_codecs_bounds.py"
+MASTERS, PRECISION = "tests/test_master_weights.py", "tests/test_precision.py"
+TESTS = {
+    "_ema": [
+        [PRECISION, "-k", "(adam- or nadamw- or rmsprop-) and float64"],
+        [PRECISION, "tests/test_sparse.py"],
+    ],
+    "_codec": [
+        [CODECS, "-k", "keep_and or decode_reads or bytes_of or reproducible"],
+        ["tests/test_bad_input_codecs.py"],
+        ["tests/test_codecs_contract.py", "-k", "adamw-"],
+    ],
+    "_codes": [
+        [CODECS, "-k", "nearest or scales_are or old_code or reference"],
+        [BOUNDS, "-k", "not stream"],
+        [CODECS, BOUNDS, "-k", "stream or slow_changes or dies_away"],
+    ],
+    "_layout": [
+        [CODECS, "-k", "scales_are or found_with_nan or (nearest and int8)"],
+        [BOUNDS, "-k", "not stream"],
+    ],
+    "_rounding": [
+        ["tests/test_rounding.py", "-k", "not battery and not devices"],
+        [CODECS, "-k", "draw_apart or old_code or reproducible"],
+        ["tests/test_rounding.py"],
+    ],
+    "_narrow": [
+        [MASTERS, "-k", "definition or numpys or zeros_nan or two_bytes or one_ulp"],
+        [MASTERS, "-k", "missed or drifts or other_hands or derivatives"],
+    ],
+}
 RESULT = pathlib.Path(__file__).parent / "MUTATION.md"
 WORKERS = 2
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
@@ -196,6 +231,8 @@ def names_of(path: pathlib.Path) -> list[str]:
 
 def selections(path: pathlib.Path) -> list[list[str]]:
     """Arguments of pytest, the quickest killers first."""
+    if path.stem in TESTS:
+        return TESTS[path.stem]
     names = names_of(path)
     own = " or ".join(f"{name}-" for name in names)
     special = [
@@ -249,17 +286,18 @@ def main(wanted: list[str], flags: set[str]) -> None:
         for path in FILES
         if path.stem != "__init__" and (not wanted or path.stem in wanted)
     ]
-    is_wide = "--wide" in flags
-    jobs = [(path, *mutant) for path in files for mutant in mutants(path, is_wide)]
+    unknown = set(wanted) - {path.stem for path in FILES}
+    assert not unknown, f"no such file: {sorted(unknown)}"
+    jobs = [
+        (path, *mutant)
+        for path in files
+        for mutant in mutants(path, "--wide" in flags or path.parent.name == "moments")
+    ]
     started, killed, survivors = time.time(), collections.Counter(), []
     total = collections.Counter(path.stem for path, *_ in jobs)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(WORKERS) as pool:
-        # Unchanged sources must pass, or every mutant would count as killed.
-        used = [row for p in files if total[p.stem] for row in selections(p)]
-        tests = sorted({x for row in used for x in row if x.endswith(".py")})
         unchanged = files[0], files[0].read_text(), pathlib.Path(folder)
-        baseline = [["-n", str(WORKERS), *tests]]
-        assert "--no-baseline" in flags or not is_killed(*unchanged, baseline)
+        assert "--no-baseline" in flags or not is_killed(*unchanged, baseline(files))
         results = pool.map(
             lambda job: is_killed(job[0], job[4], pathlib.Path(folder)), jobs
         )
@@ -271,15 +309,48 @@ def main(wanted: list[str], flags: set[str]) -> None:
             verdict = "killed" if dead else "SURVIVED"
             print(f"{number}/{len(jobs)} {verdict} {path.stem}:{line} {kind}: {text}")
             sys.stdout.flush()
-    share = sum(killed.values()) / max(1, len(jobs))
-    lines = [f"{sum(killed.values())} of {len(jobs)} mutants killed ({share:.1%}).", ""]
-    lines += ["| file | mutants | killed |", "| --- | ---: | ---: |"]
-    lines += [f"| {name} | {total[name]} | {killed[name]} |" for name in total]
-    lines += ["", "Survivors:", ""]
-    lines += [f"- {n}.py line {i}, {k}: `{t}`" for n, i, k, t in survivors]
-    print("\n".join(lines), f"\n{time.time() - started:.0f} s")
+    rows = {name: (total[name], killed[name]) for name in total}
+    lines = [f"- {n}.py line {i}, {k}: `{t}`" for n, i, k, t in survivors]
+    text = report(rows, lines)
+    print(text, f"\n{time.time() - started:.0f} s")
     if "--write" in flags:
-        RESULT.write_text("# Mutation run\n\n" + "\n".join(lines) + "\n")
+        RESULT.write_text(merged(RESULT.read_text(), rows, lines) if wanted else text)
+
+
+def baseline(files: Sequence[pathlib.Path]) -> list[list[str]]:
+    """What unchanged sources must pass, or every mutant would count as killed."""
+    own = [row for path in files for row in TESTS.get(path.stem, [])]
+    rest = [path for path in files if path.stem not in TESTS]
+    used = [word for path in rest for row in selections(path) for word in row]
+    tests = sorted({word for word in used if word.endswith(".py")})
+    return [["-n", str(WORKERS), *row] for row in (*own, *([tests] if tests else []))]
+
+
+Rows = dict[str, tuple[int, int]]
+
+
+def report(rows: Rows, survivors: Sequence[str]) -> str:
+    """The result as Markdown: by file, how many mutants there are and were killed."""
+    total, killed = (sum(row[i] for row in rows.values()) for i in (0, 1))
+    share = killed / max(1, total)
+    lines = ["# Mutation run", ""]
+    lines += [f"{killed} of {total} mutants killed ({share:.1%}).", ""]
+    lines += ["| file | mutants | killed |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {of} | {dead} |" for name, (of, dead) in rows.items()]
+    return "\n".join([*lines, "", "Survivors:", "", *survivors]) + "\n"
+
+
+def merged(old: str, rows: Rows, survivors: Sequence[str]) -> str:
+    """An earlier result with other lines for some files; the rest, notes too, stays."""
+    head, _, below = old.partition("Survivors:\n")
+    kept = {
+        name: (int(of), int(dead))
+        for name, of, dead in re.findall(r"^\| (\w+) \| (\d+) \| (\d+) \|$", head, re.M)
+    }
+    listed, notes = re.match(r"\n*((?:- [^\n]*\n)*)(.*)", below, re.S).groups()
+    own = [f"- {name}.py " for name in rows]
+    stay = [line for line in listed.splitlines() if not line.startswith(tuple(own))]
+    return report({**kept, **rows}, [*stay, *survivors]) + notes
 
 
 if __name__ == "__main__":
