@@ -102,7 +102,11 @@ def apply_rule(
     order = list(each)
     leaves = jax.tree.leaves(updates)
     rows = iter(zip(*each.values(), strict=True) if each else [()] * len(leaves))
-    index = iter(range(len(leaves)))
+    streams = [
+        range(i, len(leaves) * len(slots), len(slots)) for i in range(len(slots))
+    ]
+    columns = [slot.starts(own) for slot, own in zip(slots, streams, strict=True)]
+    starts = iter(zip(*columns, strict=True) if slots else [()] * len(leaves))
     turn = jnp.zeros((), jnp.float32)
 
     def leaf(g: Any, p: Any, *arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -129,7 +133,7 @@ def apply_rule(
         chex.assert_equal_shape([update, g])
         emitted = new[len(slots) :]
         stored: list[jax.Array] = []
-        number = next(index)
+        begin = next(starts)
         for i, (slot, own) in enumerate(zip(slots, held, strict=True)):
             chex.assert_equal_shape([new[i], own[0]])
             if slot.name in unchanged:
@@ -137,7 +141,7 @@ def apply_rule(
             elif slot.is_encoded(own):
                 # Computed anew for each result, for XLA to fuse: see `Slot.load`.
                 again = functools.partial(lambda i: run()[1 + i], i)
-                new_own = slot.store(own, again, number * len(slots) + i)
+                new_own = slot.store(own, again, begin[i])
                 turn = turn_after(new_own, turn)
                 stored += new_own
             else:

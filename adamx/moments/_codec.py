@@ -256,10 +256,11 @@ def find_scales(
         if found and scale.size == 1:
             # The largest of all is the largest of the groups.
             size = jnp.max(found[0], initial=0, keepdims=True)
-            found.append(size.reshape(scale.shape))
+            found.append(_layout.placed_like(size.reshape(scale.shape), scale))
             continue
         size = _layout.largest(jnp.abs(new()), scale.shape)
-        found.append(jnp.minimum(size, _TOP).astype(scale.dtype))
+        size = jnp.minimum(size, _TOP).astype(scale.dtype)
+        found.append(_layout.placed_like(size, scale))
     return tuple(found)
 
 
