@@ -121,8 +121,9 @@ def apply_rule(
             values["p"] = load(jnp.asarray(p), dtype)
         wide = g.astype(dtype)
 
-        def run() -> tuple[jax.Array, ...]:
-            pairs = enumerate(zip(slots, held, strict=True))
+        def run(known: Any = None) -> tuple[jax.Array, ...]:
+            held_then = held if known is None else [at_turn(known, own) for own in held]
+            pairs = enumerate(zip(slots, held_then, strict=True))
             inputs = [
                 slot.load(own, dtype if i < len(signed) else real)
                 for i, (slot, own) in pairs
@@ -140,7 +141,7 @@ def apply_rule(
                 stored += own
             elif slot.is_encoded(own):
                 # Computed anew for each result, for XLA to fuse: see `Slot.load`.
-                again = functools.partial(lambda i: run()[1 + i], i)
+                again = functools.partial(lambda i, known: run(known)[1 + i], i)
                 new_own = slot.store(own, again, begin[i])
                 turn = turn_after(new_own, turn)
                 stored += new_own

@@ -103,7 +103,9 @@ def placed_like(x: jax.Array, other: jax.Array) -> jax.Array:
     whatever the state it goes into has.
     """
     own, wanted = (getattr(jax.typeof(a), "sharding", None) for a in (x, other))
-    if own == wanted or wanted.mesh.empty or not hasattr(jax.sharding, "reshard"):
+    if own == wanted or wanted is None or wanted.mesh.empty:
+        return x
+    if not hasattr(jax.sharding, "reshard"):  # nor such types
         return x
     return jax.sharding.reshard(x, wanted)
 

@@ -59,14 +59,14 @@ class Slot:
     def store(
         self,
         own: Sequence[jax.Array],
-        new: Callable[[], jax.Array],
+        new: Callable[[Any], jax.Array],
         start: jax.Array | None,
     ) -> list[jax.Array]:
         """The codes and the scales of the new moment."""
         codes, *scales = own
         found = find_scales(new, tuple(scales))
         bits = None if start is None else _rounding.spread_bits(start, codes.shape)
-        return [encode(new(), found, codes, bits), *found]
+        return [encode(new(None), found, codes, bits), *found]
 
     def state(self, trees: Sequence[PyTree]) -> PyTree:
         """The new moment for the State, of its trees."""
