@@ -355,3 +355,37 @@ def test_follows_float32(row, label):
     moved = np.abs(np.asarray(q["w"]) - np.asarray(params["w"]))
     error = np.abs(np.asarray(p["w"]) - np.asarray(q["w"]))
     assert error.mean() <= DISTANCES[label] * moved.mean()
+
+
+def test_a_checkpoint_of_orbax_continues_bitwise(tmp_path):
+    import orbax.checkpoint
+
+    codec = codecs.int8(min_size=32)
+    tx = adamx.master_weights(adamx.adamw(1e-2, mu_dtype=codec, nu_dtype=codec))
+    params = {"kernel": jnp.ones((8, 16), jnp.bfloat16), "bias": jnp.ones(16)}
+    gradients = jax.tree.map(lambda p: 0.1 * p, params)
+    state = tx.update(gradients, tx.init(params), params)[1]
+    with orbax.checkpoint.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "state", state)
+        saver.wait_until_finished()
+        restored = saver.restore(tmp_path / "state", jax.eval_shape(tx.init, params))
+    want = tx.update(gradients, state, params)
+    chex.assert_trees_all_equal(tx.update(gradients, restored, params), want)
+
+
+# ---------------------------------------------------------- explicitly sharded axes
+
+
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="no explicit axes before 0.7")
+@pytest.mark.parametrize("layout", ["rank1", "column", "block"])
+def test_the_state_keeps_its_types_under_explicit_axes(layout):
+    codec = codecs.int8(layout)
+    tx = adamx.loss_scaling(adamx.adamw(1e-2, mu_dtype=codec, nu_dtype=codec))
+    explicit = (jax.sharding.AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=explicit)
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, PartitionSpec("x", "y"))
+        params = {"a": jnp.ones((256, 64), out_sharding=place), "b": jnp.ones((8, 4))}
+        state = jax.jit(tx.init)(params)
+        _, new = jax.jit(tx.update)(params, state, params)
+        assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)

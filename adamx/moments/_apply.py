@@ -102,7 +102,11 @@ def apply_rule(
     order = list(each)
     leaves = jax.tree.leaves(updates)
     rows = iter(zip(*each.values(), strict=True) if each else [()] * len(leaves))
-    index = iter(range(len(leaves)))
+    streams = [
+        range(i, len(leaves) * len(slots), len(slots)) for i in range(len(slots))
+    ]
+    columns = [slot.starts(own) for slot, own in zip(slots, streams, strict=True)]
+    starts = iter(zip(*columns, strict=True) if slots else [()] * len(leaves))
     turn = jnp.zeros((), jnp.float32)
 
     def leaf(g: Any, p: Any, *arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -117,8 +121,9 @@ def apply_rule(
             values["p"] = load(jnp.asarray(p), dtype)
         wide = g.astype(dtype)
 
-        def run() -> tuple[jax.Array, ...]:
-            pairs = enumerate(zip(slots, held, strict=True))
+        def run(known: Any = None) -> tuple[jax.Array, ...]:
+            held_then = held if known is None else [at_turn(known, own) for own in held]
+            pairs = enumerate(zip(slots, held_then, strict=True))
             inputs = [
                 slot.load(own, dtype if i < len(signed) else real)
                 for i, (slot, own) in pairs
@@ -129,15 +134,15 @@ def apply_rule(
         chex.assert_equal_shape([update, g])
         emitted = new[len(slots) :]
         stored: list[jax.Array] = []
-        number = next(index)
+        begin = next(starts)
         for i, (slot, own) in enumerate(zip(slots, held, strict=True)):
             chex.assert_equal_shape([new[i], own[0]])
             if slot.name in unchanged:
                 stored += own
             elif slot.is_encoded(own):
                 # Computed anew for each result, for XLA to fuse: see `Slot.load`.
-                again = functools.partial(lambda i: run()[1 + i], i)
-                new_own = slot.store(own, again, number * len(slots) + i)
+                again = functools.partial(lambda i, known: run(known)[1 + i], i)
+                new_own = slot.store(own, again, begin[i])
                 turn = turn_after(new_own, turn)
                 stored += new_own
             else:

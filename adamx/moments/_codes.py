@@ -112,13 +112,14 @@ def decode(codes: jax.Array, scales: tuple[jax.Array, ...], dtype: Any) -> jax.A
 
 
 def find_scales(
-    new: Callable[[], jax.Array], scales: tuple[jax.Array, ...]
+    new: Callable[[Any], jax.Array], scales: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
     """The largest |x| of each group, for each of the scales; NaN has no part in it.
 
     Args:
       new: gives the array; called for each scale, so that XLA fuses it into each of the
-        reductions instead of writing it to memory.
+        reductions instead of writing it to memory. It is given None, or a number >= 0
+        before which the array shall not be computed.
       scales: of the step before, for their shapes.
     """
     found: list[jax.Array] = []
@@ -126,10 +127,13 @@ def find_scales(
         if found and scale.size == 1:
             # The largest of all is the largest of the groups.
             size = jnp.max(found[0], initial=0, keepdims=True)
-            found.append(size.reshape(scale.shape))
+            found.append(_layout.placed_like(size.reshape(scale.shape), scale))
             continue
-        size = _layout.largest(jnp.abs(new()), scale.shape)
-        found.append(jnp.minimum(size, _TOP).astype(scale.dtype))
+        # One after the other: what is found on the way takes memory.
+        turn = found[0].ravel()[0] if found and found[0].size else None
+        size = _layout.largest(jnp.abs(new(turn)), scale.shape)
+        size = jnp.minimum(size, _TOP).astype(scale.dtype)
+        found.append(_layout.placed_like(size, scale))
     return tuple(found)
 
 

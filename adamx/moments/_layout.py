@@ -107,6 +107,20 @@ def one_for_all(shape: Shape) -> Shape:
     return (1,) * len(shape)
 
 
+def placed_like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """x with the sharding of another array, where that is a part of its type.
+
+    So it is on a mesh with explicit axes: there a maximum by row is sharded by rows,
+    whatever the state it goes into has.
+    """
+    own, wanted = (getattr(jax.typeof(a), "sharding", None) for a in (x, other))
+    if own == wanted or wanted is None or wanted.mesh.empty:
+        return x
+    if not hasattr(jax.sharding, "reshard"):  # nor such types
+        return x
+    return jax.sharding.reshard(x, wanted)
+
+
 def spread(scale: jax.Array, shape: Shape) -> jax.Array:
     """A scale by element: of a shape that broadcasts to the array's."""
     for axis, (n, d) in enumerate(zip(shape, scale.shape, strict=True)):

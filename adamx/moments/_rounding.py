@@ -122,9 +122,33 @@ def random_bits(
     return _mix(_positions(shape) + high, low)
 
 
-def spread_bits(
-    key: jax.Array, step: Any, stream: Any, shape: Sequence[int]
-) -> jax.Array:
+def starts(key: jax.Array, step: Any, streams: jax.Array) -> jax.Array:
+    """32 random bits for each stream, for `spread_bits`.
+
+    All at once and in a loop, which XLA does not fuse: the hash in each of the programs
+    that need one of its numbers takes most of the time to compile them.
+
+    Args:
+      key, step: see `random_bits`.
+      streams: uint32 vector.
+
+    Returns:
+      uint32 vector.
+    """
+    words = jnp.stack([*key, _u32(step)])
+    words = jnp.broadcast_to(words[:, None], (words.size, streams.size))
+    first = tuple(jnp.full(streams.shape, x, jnp.uint32) for x in _START)
+
+    def enter(state: Any, word: jax.Array) -> Any:
+        high, low = state
+        high = _mix(high ^ word, jnp.uint32(0))
+        return (high, _mix(low + high, jnp.uint32(0))), None
+
+    entered, _ = lax.scan(enter, first, jnp.concatenate([words, streams[None]]))
+    return entered[0]
+
+
+def spread_bits(start: jax.Array, shape: Sequence[int]) -> jax.Array:
     """32 bits for each element: random by step, evenly spread by element.
 
         bits = start + 0x9E3779B1 * place   (mod 2^32)
@@ -135,7 +159,8 @@ def spread_bits(
     to be right is the mean of each element over the steps.
 
     Args:
-      key, step, stream, shape: see `random_bits`.
+      start: uint32 scalar, one of `starts`.
+      shape: see `random_bits`.
 
     Returns:
       uint32 array.
@@ -143,8 +168,7 @@ def spread_bits(
     Source: Cranley & Patterson, "Randomization of Number Theoretic Methods for Multiple
     Integration" (1976), for the shift.
     """
-    high, _ = _seeds(key, step, stream)
-    return _positions(shape) * jnp.uint32(_GOLDEN) + high
+    return _positions(shape) * jnp.uint32(_GOLDEN) + start
 
 
 def centered(bits: jax.Array) -> jax.Array:

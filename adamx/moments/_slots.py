@@ -49,17 +49,25 @@ class Slot:
             return load(own[0], dtype)
         return decode(own[0], tuple(unrelated(s) for s in own[1:]), dtype)
 
+    def starts(self, streams: Sequence[int]) -> Sequence[jax.Array | None]:
+        """What the random bits of each leaf begin with; None to the nearest."""
+        if not isinstance(self.moment, Encoded) or self.moment.key is None:
+            return [None] * len(streams)
+        order = jnp.array(streams, jnp.uint32)
+        found = _rounding.starts(self.moment.key, self.moment.step, order)
+        return [found[i] for i in range(len(streams))]
+
     def store(
-        self, own: Sequence[jax.Array], new: Callable[[], jax.Array], stream: int
+        self,
+        own: Sequence[jax.Array],
+        new: Callable[[Any], jax.Array],
+        start: jax.Array | None,
     ) -> list[jax.Array]:
         """The codes and the scales of the new moment."""
         codes, *scales = own
         found = find_scales(new, tuple(scales))
-        bits = None
-        if self.moment.key is not None:
-            step = self.moment.step
-            bits = _rounding.spread_bits(self.moment.key, step, stream, codes.shape)
-        return [encode(new(), found, codes, bits), *found]
+        bits = None if start is None else _rounding.spread_bits(start, codes.shape)
+        return [encode(new(None), found, codes, bits), *found]
 
     def state(self, trees: Sequence[PyTree]) -> PyTree:
         """The new moment for the State, of its trees."""
