@@ -177,7 +177,8 @@ def centered(bits: jax.Array) -> jax.Array:
     >>> float(centered(jnp.array(0, jnp.uint32))) * 2**25
     1.0
     """
-    whole = lax.shift_right_arithmetic(lax.bitcast_convert_type(bits, jnp.int32), 8)
+    number = lax.bitcast_convert_type(bits, jnp.int32)
+    whole = lax.shift_right_arithmetic(number, jnp.int32(8))
     return whole.astype(jnp.float32) * jnp.float32(2.0**-24) + jnp.float32(2.0**-25)
 
 
