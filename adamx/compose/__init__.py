@@ -2,6 +2,10 @@
 
 from adamx.compose._cautious import CautiousState as CautiousState
 from adamx.compose._cautious import cautious as cautious
+from adamx.compose._freeze import FreezeState as FreezeState
+from adamx.compose._freeze import freeze as freeze
+from adamx.compose._groups import GroupsState as GroupsState
+from adamx.compose._groups import groups as groups
 from adamx.compose._loss_scaling import LossScalingState as LossScalingState
 from adamx.compose._loss_scaling import loss_scale as loss_scale
 from adamx.compose._loss_scaling import loss_scaling as loss_scaling
