@@ -25,12 +25,14 @@ from adamx import schedules as schedules
 from adamx.apply import apply_updates as apply_updates
 from adamx.compose import CautiousState as CautiousState
 from adamx.compose import CompensatedState as CompensatedState
+from adamx.compose import Description as Description
 from adamx.compose import FreezeState as FreezeState
 from adamx.compose import GroupsState as GroupsState
 from adamx.compose import LossScalingState as LossScalingState
 from adamx.compose import MasterWeightsState as MasterWeightsState
 from adamx.compose import cautious as cautious
 from adamx.compose import compensated as compensated
+from adamx.compose import describe as describe
 from adamx.compose import freeze as freeze
 from adamx.compose import groups as groups
 from adamx.compose import loss_scale as loss_scale
