@@ -264,6 +264,10 @@ def scheduled(start):
     return adamx.adamw(1e-3, weight_decay=lambda t: jnp.where(t < start, 0.0, 0.1))
 
 
+BIG = lambda p: jax.tree.map(lambda x: x.size > 20, p)  # noqa: E731
+SMALL = lambda p: jax.tree.map(lambda x: x.size < 20, p)  # noqa: E731
+SOME = [None, False, None, False]
+
 # label: (transformation, decayed, frozen), by hand
 BEHAVIOURS = {
     "adam": (adamx.adam(1e-3), NO, NO),
@@ -294,7 +298,10 @@ BEHAVIOURS = {
     "optax.masked": (optax.masked(optax.adamw(1e-3), MATRICES), YES, NO),
     "noise": (
         optax.chain(optax.add_noise(0.1, 0.5, 0), adamx.adamw(1e-3, mask=MATRICES)),
-        YES, NO),
+        [None, False, None, False], NO),
+    "a drift": (
+        optax.stateless(lambda g, p: jax.tree.map(lambda g, p: 2 * g - abs(p), g, p)),
+        NO, NO),
     "groups": (
         optax.chain(adamx.clip_by_global_norm(1.0),
                     adamx.groups([("embed|scale", adamx.freeze())], adamx.adamw(1e-3))),
@@ -312,12 +319,15 @@ BEHAVIOURS = {
     "rate 0 until later": (
         adamx.adam(lambda t: jnp.where(t == 2**24, 1e-3, 0.0)), NO, UNKNOWN),
     # A mask that asks for sizes: the stand-ins of all leaves are small.
-    "mask by size": (
-        adamx.adamw(1e-3, mask=lambda p: jax.tree.map(lambda x: x.size > 20, p)),
-        [None, False, None, False], NO),
-    "mask by size, the other way": (
-        adamx.adamw(1e-3, mask=lambda p: jax.tree.map(lambda x: x.size < 20, p)),
-        [False, True, False, True], NO),
+    "decay of the big": (adamx.adamw(1e-3, mask=BIG), SOME, SOME),
+    "decay of the small": (
+        adamx.adamw(1e-3, mask=SMALL), [False, True, False, True],
+        [None, False, None, False]),
+    "the big are frozen": (optax.masked(adamx.freeze(), BIG), NO, SOME),
+    "the big are frozen, and decay by 0": (
+        optax.chain(optax.masked(adamx.freeze(), BIG),
+                    adamx.add_decoupled_weight_decay(lambda t: 0.0 * t)),
+        SOME, SOME),
 }  # fmt: skip
 
 
@@ -335,11 +345,7 @@ def test_behaviour(label):
     tx, decayed, frozen = BEHAVIOURS[label]
     *rows, _ = adamx.describe(tx, PARAMS).rows
     assert [row.decayed for row in rows] == decayed
-    got = [row.frozen for row in rows]
-    if label.startswith("mask by size"):  # of some leaves the sizes show here too
-        assert True not in got
-    else:
-        assert got == frozen
+    assert [row.frozen for row in rows] == frozen
 
 
 def test_what_needs_more_than_the_gradient_is_not_guessed():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import re
 from typing import Any
 
@@ -327,7 +328,8 @@ def test_nnx():
     @nnx.jit
     def train(model, optimizer):
         loss = lambda model: model.head(model.embed(jnp.arange(5))).sum()  # noqa: E731
-        optimizer.update(model, nnx.grad(loss)(model))
+        takes_model = "model" in inspect.signature(nnx.Optimizer.update).parameters
+        optimizer.update(*[model] * takes_model, nnx.grad(loss)(model))
 
     train(model, optimizer)
     after = jax.tree.map(np.asarray, nnx.state(model, nnx.Param))

@@ -4,8 +4,9 @@ Two looks, at any transformation. One step is traced for the true shapes, which 
 memory, and followed from its inputs to each update: what an update does not read cannot
 matter to it. That proves "no decay" and "a constant". And some steps are made with
 small stand-ins, each axis cut to 2: what moves, moves. Where both looks do not see the
-same inputs at work (a mask that asks for the true size), or nothing moves though it
-might (a rate of 0 for long), there is no answer.
+same inputs at work (a mask that asks for the true size), where nothing moves though it
+might (a rate of 0 for long), or where something moves by itself (noise), there is no
+answer.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def observe(
     small = jax.tree.map(_stand_in, params)
     try:
         truly, here = _reads(tx, params), _reads(tx, small)
-        ones, decays = _run(tx, small)
+        seen = _run(tx, small)
     # Whatever a transformation raises that needs more than gradient and parameters.
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
@@ -54,16 +55,14 @@ def observe(
         return [Behaviour(None, None)] * count, f"{reason}: {first}"
     found = []
     for i in range(count):
-        moves, shrinks = ones[i], decays[i]
-        frozen, decayed = None, None
-        if not truly[i].anything:
-            frozen = not moves
-        elif truly[i] == here[i] and moves:
-            frozen = False
+        moves, frozen, decayed = seen.moves[i], None, None
+        if truly[i] == here[i]:
+            if moves or not truly[i].anything:
+                frozen = not moves
+            if not seen.drifts[i] and (moves or seen.shrinks[i]):
+                decayed = seen.shrinks[i]
         if not truly[i].own_value:
             decayed = False
-        elif truly[i] == here[i] and (shrinks or moves):
-            decayed = shrinks
         found.append(Behaviour(decayed, frozen))
     is_known = all(None not in behaviour for behaviour in found)
     reason = f"{_STEPS} steps with small stand-ins did not decide it"
@@ -156,8 +155,21 @@ def _stand_in(p: Any) -> jax.Array:
     return jnp.ones(shape, dtype_of(p))
 
 
-def _run(tx: GradientTransformation, ones: PyTree) -> tuple[list[bool], list[bool]]:
-    """For each leaf: does a gradient of ones move it; does it shrink without one."""
+class Seen(NamedTuple):
+    """What some steps did to each leaf.
+
+    Attributes:
+      moves: whether a gradient of ones moved a parameter of 1.
+      shrinks: whether 1 and -1 moved towards 0 without a gradient.
+      drifts: whether 0 moved without a gradient (noise): then nobody can say why 1 did.
+    """
+
+    moves: list[bool]
+    shrinks: list[bool]
+    drifts: list[bool]
+
+
+def _run(tx: GradientTransformation, ones: PyTree) -> Seen:
 
     def run(case: tuple[Any, Any, Any]) -> jax.Array:
         """The sum of each update in each step; the parameters stay."""
@@ -179,13 +191,10 @@ def _run(tx: GradientTransformation, ones: PyTree) -> tuple[list[bool], list[boo
     columns = tuple(map(jnp.asarray, zip(*cases, strict=True)))
     sums = np.asarray(jax.jit(lambda c: jax.lax.map(run, c))(columns))
     moved, at_zero, above, below = (sums[i :: len(_PAIRS)] for i in range(len(_PAIRS)))
-    # What is added whatever the parameter (noise) cancels in the differences. Both
-    # signs: a bound from one side is no decay.
-    with np.errstate(invalid="ignore"):
-        shrinks = (above - at_zero < 0) & (below - at_zero > 0)
-    shrinks &= np.isfinite(above) & np.isfinite(below)
-    moves = np.isfinite(moved) & (moved != 0)
-    return np.any(moves, axis=(0, 1)).tolist(), np.any(shrinks, axis=(0, 1)).tolist()
+    # Both signs: a bound from one side is no decay. What is no number is no answer.
+    shrinks = (above < 0) & (below > 0) & np.isfinite(above) & np.isfinite(below)
+    each = (np.isfinite(moved) & (moved != 0), shrinks, at_zero != 0)
+    return Seen(*(np.any(x, axis=(0, 1)).tolist() for x in each))
 
 
 def _sum(u: Any) -> jax.Array:

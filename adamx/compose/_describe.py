@@ -120,8 +120,8 @@ def describe(
     update is computed from is traced for the true shapes; the rest comes from some
     steps with small stand-ins of the same dtypes and paths, each axis cut to length 2.
     Where these do not decide it, there is a "?" and a reason: behind a mask that asks
-    for the true size, where nothing moves in 64 steps (a rate that stays 0), where
-    `update` needs extra arguments (a loss).
+    for the true size, where nothing moves in 64 steps (a rate that stays 0) or 0 moves
+    by itself (noise), where `update` needs extra arguments (a loss).
 
     Args:
       tx: any transformation.
@@ -226,7 +226,9 @@ def _check_arrays(params: PyTree) -> None:
 
 
 def _check_state(state: PyTree, arrays: Sequence[Any]) -> None:
-    given = [jnp.shape(unboxed(x)) for x in jax.tree.leaves(state)]
+    # Twice: a MaskedNode may be in a box (flax 0.10).
+    held = jax.tree.leaves([unboxed(x) for x in jax.tree.leaves(state)])
+    given = [jnp.shape(x) for x in held]
     wanted = [x.shape for x in arrays]
     if given == wanted:
         return
