@@ -54,7 +54,9 @@ def test_what_decays(label):
         assert {type(value) for value in jax.tree.leaves(got)} == {bool}
 
 
-@pytest.mark.parametrize("make", [adamx.adamw, adamx.lion, adamx.lamb], ids=str)
+@pytest.mark.parametrize(
+    "make", [adamx.adamw, adamx.lion, adamx.lamb], ids=lambda f: f.__name__
+)
 def test_optimizers_decay_by_it(make):
     mask = adamx.decay_mask(exclude="embed", stacked="layers")
     tx = make(0.1, weight_decay=0.5, mask=mask)
