@@ -25,11 +25,17 @@ from adamx import schedules as schedules
 from adamx.apply import apply_updates as apply_updates
 from adamx.compose import CautiousState as CautiousState
 from adamx.compose import CompensatedState as CompensatedState
+from adamx.compose import Description as Description
+from adamx.compose import FreezeState as FreezeState
+from adamx.compose import GroupsState as GroupsState
 from adamx.compose import LossScalingState as LossScalingState
 from adamx.compose import MasterWeightsState as MasterWeightsState
 from adamx.compose import WithHyperparamsState as WithHyperparamsState
 from adamx.compose import cautious as cautious
 from adamx.compose import compensated as compensated
+from adamx.compose import describe as describe
+from adamx.compose import freeze as freeze
+from adamx.compose import groups as groups
 from adamx.compose import loss_scale as loss_scale
 from adamx.compose import loss_scaling as loss_scaling
 from adamx.compose import master_weights as master_weights
@@ -112,6 +118,7 @@ from adamx.transforms import (
 )
 from adamx.transforms import clip_by_global_norm as clip_by_global_norm
 from adamx.transforms import clip_by_update_rms as clip_by_update_rms
+from adamx.transforms import decay_mask as decay_mask
 from adamx.transforms import scale_by_learning_rate as scale_by_learning_rate
 
 add_decayed_weights = add_decoupled_weight_decay  # Optax's name for it

@@ -5,7 +5,9 @@ function here untouched; so does the placeholder that `optax.tree.map_params` se
 through `init`.
 """
 
+import difflib
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,9 +58,28 @@ def leaves_by_path(tree: PyTree) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in flat}
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first three names, quoted, and how many more there are."""
     shown = ", ".join(f"'{name}'" for name in names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def nearest_paths(pattern: str, names: Sequence[str]) -> str:
+    """The names that look most like a regular expression, as a list for messages.
+
+    >>> nearest_paths("^layers/.*atn", ["layers/0/attn/kernel", "layers/0/mlp", "head"])
+    "'layers/0/attn/kernel', 'layers/0/mlp', 'head'"
+    """
+    words = [word for word in re.split(r"[^\w-]+", pattern) if word] or [pattern]
+
+    def likeness(name: str) -> float:
+        parts = [name, *name.split("/")]
+        return sum(
+            max(difflib.SequenceMatcher(None, word, part).ratio() for part in parts)
+            for word in words
+        )
+
+    return some(sorted(dict.fromkeys(names), key=likeness, reverse=True))
 
 
 def _structure_difference(tree: PyTree, other: PyTree) -> str:
@@ -67,9 +88,9 @@ def _structure_difference(tree: PyTree, other: PyTree) -> str:
     extra = [name for name in here if name not in there]
     parts = []
     if missing:
-        parts.append(f"missing: {_some(missing)}")
+        parts.append(f"missing: {some(missing)}")
     if extra:
-        parts.append(f"unexpected: {_some(extra)}")
+        parts.append(f"unexpected: {some(extra)}")
     if not parts:
         parts.append(
             f"same paths in other containers: {jax.tree.structure(tree)} against "

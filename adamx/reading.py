@@ -106,7 +106,7 @@ def read(state: PyTree) -> Reading:
     for path, node in _readable_nodes(state_tree(state), ()):
         for kind, value in node.readings().items():
             if value is not None:
-                found.setdefault(kind, {})[path] = _to_host(value)
+                found.setdefault(kind, {})[path] = to_host(value)
     known = {field.name for field in dataclasses.fields(Reading)}
     return Reading(
         more={k: _by_group(v) for k, v in found.items() if k not in known},
@@ -153,7 +153,8 @@ def unboxed(value: Any) -> Any:
     return getattr(value, "value", value)  # flax 0.10: a Variable is a leaf
 
 
-def _to_host(value: Any) -> Any:
+def to_host(value: Any) -> Any:
+    """A recorded number as Python has it; arrays and tracers stay what they are."""
     value = unboxed(value)
     if isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct)):
         return value

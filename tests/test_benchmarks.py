@@ -12,7 +12,7 @@ import pytest
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 MODULES = ("_problems", "_tasks", "step_time", "family", "paper_tables")
-MODULES += ("memory", "codes")
+MODULES += ("memory", "codes", "control")
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +208,18 @@ def test_codes_and_layouts_are_compared(modules, capsys):
     assert names.count(codes.MOVED) == 2
     error = {row[0]: float(row[2].split(" / ")[1]) for row in rows if "/" in row[2]}
     assert 0 < error["int8: rank1"] < error["4 bits: linear, sqrt"] < 0.2
+
+
+def test_control_is_timed(modules, capsys):
+    control = modules["control"]
+    params = control.gpt2_tree(modules["step_time"].gpt2_shapes(*control.QUICK_SHAPES))
+    state = control.gpt2_groups().init(params)
+    leaves = {k: len(jax.tree.leaves(s)) for k, s in state.inner_states.items()}
+    least = min(leaves.values())  # scalars, and two arrays for each of 2 leaves
+    assert {k: (n - least) // 2 + 2 for k, n in leaves.items()} == {
+        "embedding": 2, "(scale|bias)$": 10, "/attn/": 2, "default": 2}  # fmt: skip
+    control.main(["--quick", "--parts", "groups"])
+    printed = capsys.readouterr().out
+    assert printed.count("| four groups") == 2
+    assert "\ngroups: " in printed
+    assert "nan" not in printed

@@ -130,8 +130,11 @@ def test_public_docstrings_are_complete(name):
 
 # Positional arguments of Optax 0.2.8 that the oldest supported version lacks.
 NEWER_IN_OPTAX = {"bias_correction_mu", "bias_correction_nu"}
-# Keyword-only arguments of Optax that we leave out, by function, and why.
+# Arguments of Optax that we leave out, by function, and why.
 LEFT_OUT = {
+    # A mask of its own would be a third way to say which leaves, beside groups and
+    # optax.masked, and the other way round: True is frozen.
+    "freeze": {"mask"},
     # tanh or the identity in the sign's place: not of the paper, and the step would
     # depend on the gradient's units.
     "scale_by_lion": {"mode", "smooth_beta"},

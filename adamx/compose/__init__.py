@@ -2,6 +2,12 @@
 
 from adamx.compose._cautious import CautiousState as CautiousState
 from adamx.compose._cautious import cautious as cautious
+from adamx.compose._describe import Description as Description
+from adamx.compose._describe import describe as describe
+from adamx.compose._freeze import FreezeState as FreezeState
+from adamx.compose._freeze import freeze as freeze
+from adamx.compose._groups import GroupsState as GroupsState
+from adamx.compose._groups import groups as groups
 from adamx.compose._hyperparams import WithHyperparamsState as WithHyperparamsState
 from adamx.compose._hyperparams import with_hyperparams as with_hyperparams
 from adamx.compose._loss_scaling import LossScalingState as LossScalingState

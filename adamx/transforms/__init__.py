@@ -14,6 +14,7 @@ from adamx.transforms._decay import (
 )
 from adamx.transforms._decay import decay_leaf as decay_leaf
 from adamx.transforms._decay import subtract_weight_decay as subtract_weight_decay
+from adamx.transforms._decay_mask import decay_mask as decay_mask
 from adamx.transforms._descent import descent as descent
 from adamx.transforms._learning_rate import (
     ScaleByLearningRateState as ScaleByLearningRateState,
