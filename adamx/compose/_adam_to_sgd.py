@@ -1,0 +1,455 @@
+"""AdamW first, then SGD with momentum: a hand-over without a third buffer.
+
+    Adam's phase:  mu <- b1 mu + (1 - b1) g;   nu <- b2 nu + (1 - b2) |g|^2
+                   p <- p - learning_rate * mu_hat / (sqrt(nu_hat) + eps) - decay * p
+    SGD's phase:   trace <- momentum * trace + g        in mu's buffer, 0 at its start
+                   p <- p - sgd_rate * trace - decay * p
+    in both        decay = learning_rate * weight_decay
+
+sgd_rate is given, or matched once, at the switch, to Adam's last step, so that SGD's
+step under a constant gradient mu_hat is as long as that was:
+
+    matched = (1 - momentum) * learning_rate * |u| / |mu_hat|,  u = mu_hat / (...)
+
+Source: Keskar & Socher, "Improving Generalization Performance by Switching from Adam to
+SGD" (2017), for the hand-over and the idea of a matched rate. Theirs (`swats`) is that
+at which the projection of SGD's step on Adam's is Adam's, (u . u) / (u . g); the one
+here takes lengths and the mean gradient: it is never larger for the same gradient
+(Cauchy-Schwarz), never negative, and what it reads is in the state at the switch.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adamx import _checks, _scalars, _tree, moments
+from adamx._types import (
+    GradientTransformationExtraArgs,
+    Mask,
+    PyTree,
+    ScalarOrSchedule,
+    scalar_dtype,
+)
+from adamx.compose._plateau import Plateau
+from adamx.optimizers.adam import adam_averages, adam_direction
+from adamx.optimizers.sgd import momentum_leaf
+from adamx.transforms import (
+    scale_tree,
+    subtract_weight_decay,
+    wide_chain,
+)
+
+
+class AdamToSgdState(NamedTuple):
+    """State of `adam_to_sgd`: AdamW's bytes, and 24 in all (44 with a plateau).
+
+    8 bytes per float32 parameter, in both phases: nu stays, unread, behind the switch.
+
+    Attributes:
+      count: int32 scalar, steps taken in both phases.
+      mu: tree like the parameters: Adam's running mean of the gradient; in SGD's phase
+        the decaying sum of the gradients behind the switch.
+      nu: tree like the parameters, real, running mean of |g|^2 in Adam's phase.
+      b1, b2, eps, eps_root, bias_correction_mu, bias_correction_nu, correction_rest_mu,
+        correction_rest_nu: as in `ScaleByAdamState`, those of Adam's last step.
+      momentum: float32 scalar, as used in SGD's last step.
+      switch_step: int32 scalar, the last step of Adam's phase; -1 in it.
+      matched_rate: float32 scalar, SGD's rate as matched to Adam's last step; 0 before
+        SGD's first step, and where SGD's rate is given.
+      base_rate: float32 scalar, the learning rate of Adam's last step; 0 before.
+      applied_learning_rate: float32 scalar, the rate of the last step in either phase.
+      applied_weight_decay: float32 scalar, as used in the last step.
+      plateau: `PlateauState`; None without `on_plateau`.
+    """
+
+    count: Any
+    mu: PyTree
+    nu: PyTree
+    b1: Any
+    b2: Any
+    eps: Any
+    eps_root: Any
+    bias_correction_mu: Any
+    bias_correction_nu: Any
+    correction_rest_mu: Any
+    correction_rest_nu: Any
+    momentum: Any
+    switch_step: Any
+    matched_rate: Any
+    base_rate: Any
+    applied_learning_rate: Any
+    applied_weight_decay: Any
+    plateau: Any
+
+    def readings(self) -> dict[str, Any]:
+        """Steps, rates, the step of the switch; and the stage of the last step."""
+        is_sgd = (self.switch_step >= 0) & (self.count > self.switch_step)
+        return {
+            "count": self.count,
+            "learning_rate": self.applied_learning_rate,
+            "weight_decay": self.applied_weight_decay,
+            "switch_step": self.switch_step,
+            "stage": is_sgd * 1,
+        }
+
+
+def adam_to_sgd_leaf(
+    g: jax.Array,
+    mu: jax.Array,
+    nu: jax.Array,
+    *,
+    is_adam: jax.Array,
+    is_restart: jax.Array,
+    weight1: moments.Weight,
+    weight2: moments.Weight,
+    momentum_weight: moments.Weight,
+    **adam: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One leaf of either phase, in one pass.
+
+    Args:
+      g, mu, nu: gradient and moments, same shape; nu is real.
+      is_adam: whether this step is Adam's; else SGD's.
+      is_restart: whether it is the first of SGD's, for which the trace begins at 0.
+      weight1, weight2, momentum_weight: 1 - b1, 1 - b2, 1 - momentum.
+      **adam: scalars of `adam_direction`.
+
+    Returns:
+      direction, mu, nu.
+    """
+    # Here and not behind Adam's last step, as in SWATS: that step is Adam's to the end.
+    start = jnp.where(is_restart, jnp.zeros_like(mu), mu)
+    _, trace = momentum_leaf(g, start, weight=momentum_weight, decay=None)
+    mean, square = adam_averages(g, mu, nu, weight1=weight1, weight2=weight2)
+    # The moments are selected first, the direction computed from what was: selected
+    # side by side, all three are computed from the old moments, which are then copied
+    # (measured: five times the time, two trees of temporaries).
+    mu, nu = jnp.where(is_adam, mean, trace), jnp.where(is_adam, square, nu)
+    direction = adam_direction(g, mu, nu, g_scale=None, **adam)
+    return jnp.where(is_adam, direction, mu), mu, nu
+
+
+def adam_to_sgd(
+    learning_rate: ScalarOrSchedule,
+    switch_step: Any = None,
+    *,
+    total_steps: Any = None,
+    switch_fraction: Any = 0.8,
+    sgd_learning_rate: ScalarOrSchedule | None = None,
+    momentum: Any = 0.9,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    mask: Mask = None,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
+    nu_dtype: Any = None,
+    independent_decay: bool = False,
+    on_plateau: Plateau | None = None,
+) -> GradientTransformationExtraArgs:
+    """AdamW, which hands over to SGD with momentum: at a step, a signal or a plateau.
+
+        p <- p - learning_rate * adam - learning_rate * weight_decay * p      up to it
+        p <- p - sgd_rate * trace     - learning_rate * weight_decay * p      behind it
+
+    Up to the switch it is `adamw`, behind it `sgd(sgd_rate, momentum)` started there,
+    with the decay that Adam had: each parameter goes on to lose the same part of itself
+    a step, whatever SGD's rate is. The step that decides is still Adam's. In SGD's
+    phase, the trace is kept in mu's buffer; nu stays as it is.
+
+    When to switch: at the first of those that are given. Hand over for the last 10 to
+    30 % of the steps, with the rate annealed; after Adam has fitted everything there is
+    no gradient left for SGD to do better with.
+
+    Args:
+      learning_rate: Adam's; see `scale_by_learning_rate`. Asked for the steps taken in
+        all, in SGD's phase too: for the decay, and for a matched rate.
+      switch_step: >= 1, the last step of Adam's phase.
+      total_steps: >= 2, the steps of the whole run, in the place of `switch_step`: the
+        last step of Adam's phase is then round(switch_fraction * total_steps).
+      switch_fraction: in (0, 1), Adam's part of `total_steps`.
+      sgd_learning_rate: SGD's rate, in the convention of `sgd`, whose momentum is a
+        sum; a schedule is asked for the steps taken since the switch. None: matched,
+
+            sgd_rate = matched * learning_rate / (learning_rate of Adam's last step)
+            matched = (1 - momentum) * (that learning rate) * |u| / |mu_hat|
+
+        with lengths over all parameters, u the direction of Adam's last step and mu_hat
+        its mean gradient: SGD's step under a constant gradient mu_hat is as long as
+        Adam's last step was. `matched_rate` of the state records it. A learning rate
+        that has come to 0 by the switch makes it 0.
+      momentum: see `decay` of `scale_by_momentum`; its schedule is asked for the steps
+        taken since the switch.
+      b1, b2, eps, eps_root, mu_dtype, nu_dtype: see `scale_by_adam`. mu_dtype is that
+        of the trace too.
+      weight_decay, mask, independent_decay: see `adamw`.
+      on_plateau: a `plateau(...)`, which is shown the extra argument `value` of update:
+        the plateau's end is the switch.
+
+    Returns:
+      The optimizer. State: a tuple of one, `AdamToSgdState`, of the same shapes in both
+      phases. Its update takes the extra arguments `switch`, a bool scalar, which hands
+      over behind the step at which it is True and must be passed where nothing else
+      decides; and `value`, the loss to be watched, which `on_plateau` needs.
+      `read(state)` has `switch_step` and, in `more`, `stage`: 0 if the last step was
+      Adam's, 1 if it was SGD's.
+
+    Raises:
+      ValueError, TypeError: as `adamw`; both `switch_step` and `total_steps`; nothing
+        that decides when to switch; `switch` or `value` of a wrong type.
+
+    >>> import adamx, jax.numpy as jnp
+    >>> tx = adam_to_sgd(0.1, switch_step=2, sgd_learning_rate=1.0)
+    >>> params = jnp.zeros(1)
+    >>> state, steps = tx.init(params), []
+    >>> for _ in range(4):
+    ...     updates, state = tx.update(jnp.array([0.5]), state, params)
+    ...     steps.append(round(float(updates[0]), 3))
+    >>> steps, adamx.read(state).switch_step
+    ([-0.1, -0.1, -0.5, -0.95], 2)
+
+    Source: Keskar & Socher (2017); see the module for what differs.
+    """
+    last = _last_step_of_adam(switch_step, total_steps, switch_fraction)
+    _checks.check_learning_rate("learning_rate", learning_rate)
+    if sgd_learning_rate is not None:
+        _checks.check_learning_rate("sgd_learning_rate", sgd_learning_rate)
+    for name, value in (("momentum", momentum), ("b1", b1), ("b2", b2)):
+        _checks.check_decay_rate(name, value)
+    for name, value in (("eps", eps), ("eps_root", eps_root)):
+        _checks.check_epsilon(name, value)
+    _checks.check_weight_decay("weight_decay", weight_decay)
+    _checks.check_flag("independent_decay", independent_decay)
+    _check_plateau(on_plateau)
+    mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
+    nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
+    betas = {"mu": ("b1", b1), "nu": ("b2", b2)}
+    epsilons = {"eps": eps, "eps_root": eps_root}
+
+    def init(params: PyTree) -> AdamToSgdState:
+        count, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        # For its checks, of the mask among others.
+        subtract_weight_decay(weight_decay, mask).init(params)
+        rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+        now = {k: _scalars.resolve(k, v, count) for k, v in rates.items()}
+        return AdamToSgdState(
+            count=count,
+            mu=moments.zeros(params, mu_dtype),
+            nu=moments.zeros_squared(params, nu_dtype),
+            switch_step=zero - 1,
+            **moments.initial_averages(betas),
+            **_scalars.initial_records(
+                **epsilons, momentum=momentum, matched_rate=0.0, base_rate=0.0
+            ),
+            **_scalars.records(
+                {f"applied_{k}": v for k, v in now.items()}, scalar_dtype()
+            ),
+            plateau=None if on_plateau is None else on_plateau.init(),
+        )
+
+    def update(
+        updates: PyTree,
+        state: AdamToSgdState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, AdamToSgdState]:
+        _checks.check_state(state, AdamToSgdState, "adam_to_sgd")
+        count = _tree.increment(state.count)
+        decides, plateau = _decision(count, last, on_plateau, state, extra_args)
+        is_adam = state.switch_step < 0
+        is_restart = state.switch_step == state.count
+        since = jnp.where(is_adam, 0, state.count - state.switch_step)
+        average, recorded = moments.averages(state, count, betas)
+        used = _scalars.resolve_all(state.count, **epsilons)
+        slow = _scalars.resolve_all(since, momentum=momentum)
+        base = rate_at("learning_rate", learning_rate, state.count)
+        matched = {"matched_rate": state.matched_rate, "base_rate": state.base_rate}
+        if sgd_learning_rate is None:
+            matched = jax.lax.cond(
+                is_restart,
+                lambda: _match(state, updates, params, slow["momentum"]),
+                lambda: matched,
+            )
+            then = jnp.where(is_adam, base, matched["base_rate"])
+            follows = base / jnp.where(then == 0, jnp.ones_like(then), then)
+            sgd_rate = matched["matched_rate"] * follows
+            # Always so, which XLA cannot know: whatever overwrites the moments waits
+            # until they have been read for the rate. Otherwise they are copied.
+            is_adam &= ~(sgd_rate < 0)
+        else:
+            sgd_rate = rate_at("sgd_learning_rate", sgd_learning_rate, since)
+        rate = jnp.where(is_adam, base, sgd_rate)
+        direction, new = moments.apply_rule(
+            adam_to_sgd_leaf,
+            updates,
+            params,
+            {"mu": state.mu},
+            {"nu": state.nu},
+            is_adam=is_adam,
+            is_restart=is_restart,
+            weight1=average["mu"].weight,
+            weight2=average["nu"].weight,
+            momentum_weight=moments.weight_of(slow["momentum"]),
+            mu_scale=1.0 / average["mu"].correction,
+            nu_scale=1.0 / average["nu"].correction,
+            **used,
+        )
+        decay = _scalars.resolve("weight_decay", weight_decay, state.count)
+        lost = decay if independent_decay else decay * base
+        updates = scale_tree(direction, -rate)
+        shrink = subtract_weight_decay(0.0 if _checks.is_zero(decay) else lost, mask)
+        updates, _ = shrink.update(updates, shrink.init({}), params, **extra_args)
+        kept = {
+            name: jnp.where(is_adam, value, getattr(state, name))
+            for name, value in _scalars.records(recorded | used, base.dtype).items()
+        }
+        rates = {"applied_learning_rate": rate, "applied_weight_decay": decay}
+        return updates, AdamToSgdState(
+            count=count,
+            switch_step=jnp.where(is_adam & decides, count, state.switch_step),
+            plateau=plateau,
+            **new,
+            **kept,
+            **_scalars.records(slow | matched | rates, base.dtype),
+        )
+
+    return wide_chain(GradientTransformationExtraArgs(init, update))
+
+
+def rate_at(name: str, rate: ScalarOrSchedule, count: jax.Array) -> jax.Array:
+    """A rate as a State records it."""
+    return jnp.asarray(_scalars.resolve(name, rate, count), scalar_dtype())
+
+
+def _match(
+    state: AdamToSgdState, updates: PyTree, params: PyTree | None, momentum: Any
+) -> dict[str, jax.Array]:
+    """SGD's rate by the lengths of Adam's last step and of its mean gradient.
+
+    One pass over the moments, once in a run: what the step of the switch left is still
+    in the state when SGD's first step begins.
+    """
+
+    def read(moment: str) -> PyTree:
+        def rule(g: Any, mu: Any, nu: Any) -> tuple[Any, Any, Any]:
+            del g
+            return {"mu": mu, "nu": nu.astype(mu.dtype)}[moment], mu, nu
+
+        held: Any = ({"mu": state.mu}, {"nu": state.nu})
+        found, _ = moments.apply_rule(
+            rule, updates, params, *held, unchanged=("mu", "nu")
+        )
+        return found
+
+    def term(mu: jax.Array, nu: jax.Array) -> jax.Array:
+        # Adam's direction but for mu's correction, which is the same in both lengths;
+        # 0 where nu is, as mu is 0 there too.
+        scalars = (1.0 / state.bias_correction_nu, state.eps, state.eps_root)
+        scale, eps, eps_root = (x.astype(jnp.real(nu).dtype) for x in scalars)
+        denominator = jnp.sqrt(jnp.real(nu) * scale + eps_root) + eps
+        least = jnp.finfo(denominator.dtype).tiny
+        return _tree.abs_squared(mu / jnp.maximum(denominator, least).astype(mu.dtype))
+
+    means, squares = read("mu"), read("nu")
+    length = _tree.global_norm(means)
+    step = jnp.sqrt(_sum_in_turn(term, length, means, squares))
+    rate = state.applied_learning_rate
+    ratio = step / jnp.where(length == 0, jnp.ones_like(length), length)
+    matched = (1.0 - momentum) * rate * ratio.astype(rate.dtype)
+    return {"matched_rate": matched.astype(rate.dtype), "base_rate": rate}
+
+
+def _sum_in_turn(term: Any, unknown: jax.Array, *trees: PyTree) -> jax.Array:
+    """`_tree.global_sum` of a term with scalars in it.
+
+    XLA for CPUs fuses several such sums only with the scalars written to memory, in the
+    shape of the leaf: so each large leaf has a computation of its own.
+    """
+    rows = list(zip(*map(jax.tree.leaves, trees), strict=True))
+    large = [row for row in rows if row[0].size >= moments.LARGE]
+    small = [row for row in rows if row[0].size < moments.LARGE]
+    columns = list(zip(*small, strict=True)) or [() for _ in trees]
+    total = _tree.global_sum(term, *map(list, columns))
+    for row in large:
+        part, _ = moments.in_turn(lambda *x: jnp.sum(term(*x)), unknown, *row)
+        total = total + part.astype(total.dtype)
+    return total
+
+
+def _decision(
+    count: jax.Array,
+    last: Any,
+    on_plateau: Plateau | None,
+    state: AdamToSgdState,
+    extra_args: dict[str, Any],
+) -> tuple[jax.Array, Any]:
+    """Whether the step that makes the count `count` is the last of Adam's phase."""
+    signal, plateau, found = extra_args.get("switch"), state.plateau, []
+    if last is not None:
+        found.append(count >= jnp.asarray(last).astype(count.dtype))
+    if signal is not None:
+        found.append(_checked_signal(signal))
+    if on_plateau is not None:
+        if extra_args.get("value") is None:
+            raise ValueError(
+                "`value` must be the loss that `on_plateau` watches, got None. Call "
+                "tx.update(gradients, state, params, value=loss) at every step."
+            )
+        is_plateau, plateau = on_plateau.update(extra_args["value"], state.plateau)
+        found.append(is_plateau)
+    if not found:
+        raise ValueError(
+            "`switch` must be passed to update where nothing else says when to hand "
+            "over, got None. Call tx.update(gradients, state, params, switch=...) with "
+            "a bool scalar, or give `switch_step`, `total_steps` or `on_plateau`."
+        )
+    # A count that is saturated would be that of the switch at every step.
+    decides = count < jnp.iinfo(count.dtype).max
+    return decides & jnp.any(jnp.stack(found)), plateau
+
+
+def _checked_signal(signal: Any) -> jax.Array:
+    array = jnp.asarray(signal)
+    if array.ndim or array.dtype != jnp.bool_:
+        raise TypeError(
+            "`switch` must be a bool scalar, True where Adam's phase is to end, got "
+            f"{_checks.describe_value(signal)}. Pass e.g. loss < 0.1, or "
+            "jnp.all(...) of several."
+        )
+    return array
+
+
+def _last_step_of_adam(switch_step: Any, total_steps: Any, fraction: Any) -> Any:
+    """The step after which SGD takes over, a number or traced; None: unknown."""
+    if switch_step is not None and total_steps is not None:
+        raise ValueError(
+            "`switch_step` must be None where `total_steps` is given, got "
+            f"{_checks.describe_value(switch_step)} and "
+            f"{_checks.describe_value(total_steps)}. Both say when to hand over: give "
+            "the step, or the length of the run and `switch_fraction`."
+        )
+    remedy = "Use 0.7 to 0.9: SGD for the last 10 to 30 % of the steps."
+    _checks.check_between("switch_fraction", fraction, 0.0, 1.0, remedy)
+    if switch_step is not None:
+        if not isinstance(switch_step, jax.core.Tracer):
+            _checks.check_steps("switch_step", switch_step, maximum=2**31 - 1)
+        return switch_step
+    if total_steps is None:
+        return None
+    if not isinstance(total_steps, jax.core.Tracer):
+        remedy = "It is the length of the whole run, both phases."
+        _checks.check_steps(
+            "total_steps", total_steps, minimum=2, maximum=2**31 - 1, remedy=remedy
+        )
+    last = jnp.round(jnp.asarray(total_steps) * jnp.asarray(fraction))
+    return jnp.clip(last, 1, total_steps - 1)
+
+
+def _check_plateau(value: Any) -> None:
+    if value is not None and not isinstance(value, Plateau):
+        raise TypeError(
+            "`on_plateau` must be a plateau or None, got "
+            f"{_checks.describe_value(value)}. Pass adamx.plateau(patience=10), say."
+        )
