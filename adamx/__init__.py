@@ -30,6 +30,7 @@ from adamx.compose import LossScalingState as LossScalingState
 from adamx.compose import MasterWeightsState as MasterWeightsState
 from adamx.compose import Plateau as Plateau
 from adamx.compose import PlateauState as PlateauState
+from adamx.compose import StagesState as StagesState
 from adamx.compose import adam_to_sgd as adam_to_sgd
 from adamx.compose import cautious as cautious
 from adamx.compose import compensated as compensated
@@ -38,6 +39,7 @@ from adamx.compose import loss_scaling as loss_scaling
 from adamx.compose import master_weights as master_weights
 from adamx.compose import offload as offload
 from adamx.compose import plateau as plateau
+from adamx.compose import stages as stages
 from adamx.fused import Fused as Fused
 from adamx.fused import fused as fused
 from adamx.optimizers import ScaleByAdaboundState as ScaleByAdaboundState

@@ -15,3 +15,5 @@ from adamx.compose._precision import CompensatedState as CompensatedState
 from adamx.compose._precision import MasterWeightsState as MasterWeightsState
 from adamx.compose._precision import compensated as compensated
 from adamx.compose._precision import master_weights as master_weights
+from adamx.compose._stages import StagesState as StagesState
+from adamx.compose._stages import stages as stages

@@ -31,9 +31,17 @@ from adamx._types import (
     ScalarOrSchedule,
     scalar_dtype,
 )
+from adamx.compose._matched_rate import matched_rate
 from adamx.compose._plateau import Plateau
+from adamx.compose._switch import (
+    DEFAULT_FRACTION,
+    check_plateau,
+    decision,
+    last_step_of_adam,
+)
 from adamx.optimizers.adam import adam_averages, adam_direction
 from adamx.optimizers.sgd import momentum_leaf
+from adamx.reading import unboxed
 from adamx.transforms import (
     scale_tree,
     subtract_weight_decay,
@@ -42,7 +50,7 @@ from adamx.transforms import (
 
 
 class AdamToSgdState(NamedTuple):
-    """State of `adam_to_sgd`: AdamW's bytes, and 24 in all (44 with a plateau).
+    """State of `adam_to_sgd`: AdamW's bytes, and 12 more in all (32 with a plateau).
 
     8 bytes per float32 parameter, in both phases: nu stays, unread, behind the switch.
 
@@ -84,13 +92,15 @@ class AdamToSgdState(NamedTuple):
 
     def readings(self) -> dict[str, Any]:
         """Steps, rates, the step of the switch; and the stage of the last step."""
-        is_sgd = (self.switch_step >= 0) & (self.count > self.switch_step)
+        count, stage = unboxed(self.count), unboxed(self.switch_step)
+        if not isinstance(stage, jax.ShapeDtypeStruct):
+            stage = ((stage >= 0) & (count > stage)) * 1
         return {
             "count": self.count,
             "learning_rate": self.applied_learning_rate,
             "weight_decay": self.applied_weight_decay,
             "switch_step": self.switch_step,
-            "stage": is_sgd * 1,
+            "stage": stage,
         }
 
 
@@ -135,7 +145,7 @@ def adam_to_sgd(
     switch_step: Any = None,
     *,
     total_steps: Any = None,
-    switch_fraction: Any = 0.8,
+    switch_fraction: Any = DEFAULT_FRACTION,
     sgd_learning_rate: ScalarOrSchedule | None = None,
     momentum: Any = 0.9,
     b1: Any = 0.9,
@@ -212,7 +222,7 @@ def adam_to_sgd(
 
     Source: Keskar & Socher (2017); see the module for what differs.
     """
-    last = _last_step_of_adam(switch_step, total_steps, switch_fraction)
+    last = last_step_of_adam(switch_step, total_steps, switch_fraction)
     _checks.check_learning_rate("learning_rate", learning_rate)
     if sgd_learning_rate is not None:
         _checks.check_learning_rate("sgd_learning_rate", sgd_learning_rate)
@@ -222,30 +232,29 @@ def adam_to_sgd(
         _checks.check_epsilon(name, value)
     _checks.check_weight_decay("weight_decay", weight_decay)
     _checks.check_flag("independent_decay", independent_decay)
-    _check_plateau(on_plateau)
+    check_plateau(on_plateau)
     mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"mu": ("b1", b1), "nu": ("b2", b2)}
     epsilons = {"eps": eps, "eps_root": eps_root}
 
     def init(params: PyTree) -> AdamToSgdState:
-        count, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-        # For its checks, of the mask among others.
-        subtract_weight_decay(weight_decay, mask).init(params)
-        rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
-        now = {k: _scalars.resolve(k, v, count) for k, v in rates.items()}
+        count = jnp.zeros((), jnp.int32)
+        decayed = subtract_weight_decay(weight_decay, mask).init(params)
+        rates = {
+            "applied_learning_rate": _rate_at("learning_rate", learning_rate, count),
+            "applied_weight_decay": decayed.applied_weight_decay,
+        }
         return AdamToSgdState(
             count=count,
             mu=moments.zeros(params, mu_dtype),
             nu=moments.zeros_squared(params, nu_dtype),
-            switch_step=zero - 1,
+            switch_step=jnp.full((), -1, jnp.int32),
             **moments.initial_averages(betas),
             **_scalars.initial_records(
                 **epsilons, momentum=momentum, matched_rate=0.0, base_rate=0.0
             ),
-            **_scalars.records(
-                {f"applied_{k}": v for k, v in now.items()}, scalar_dtype()
-            ),
+            **_scalars.records(rates, scalar_dtype()),
             plateau=None if on_plateau is None else on_plateau.init(),
         )
 
@@ -257,21 +266,17 @@ def adam_to_sgd(
     ) -> tuple[PyTree, AdamToSgdState]:
         _checks.check_state(state, AdamToSgdState, "adam_to_sgd")
         count = _tree.increment(state.count)
-        decides, plateau = _decision(count, last, on_plateau, state, extra_args)
+        decides, plateau = decision(count, last, on_plateau, state.plateau, extra_args)
         is_adam = state.switch_step < 0
         is_restart = state.switch_step == state.count
         since = jnp.where(is_adam, 0, state.count - state.switch_step)
         average, recorded = moments.averages(state, count, betas)
         used = _scalars.resolve_all(state.count, **epsilons)
         slow = _scalars.resolve_all(since, momentum=momentum)
-        base = rate_at("learning_rate", learning_rate, state.count)
-        matched = {"matched_rate": state.matched_rate, "base_rate": state.base_rate}
+        base = _rate_at("learning_rate", learning_rate, state.count)
+        matched = {}
         if sgd_learning_rate is None:
-            matched = jax.lax.cond(
-                is_restart,
-                lambda: _match(state, updates, params, slow["momentum"]),
-                lambda: matched,
-            )
+            matched = _matched(state, is_restart, updates, params, **slow)
             then = jnp.where(is_adam, base, matched["base_rate"])
             follows = base / jnp.where(then == 0, jnp.ones_like(then), then)
             sgd_rate = matched["matched_rate"] * follows
@@ -279,7 +284,7 @@ def adam_to_sgd(
             # until they have been read for the rate. Otherwise they are copied.
             is_adam &= ~(sgd_rate < 0)
         else:
-            sgd_rate = rate_at("sgd_learning_rate", sgd_learning_rate, since)
+            sgd_rate = _rate_at("sgd_learning_rate", sgd_learning_rate, since)
         rate = jnp.where(is_adam, base, sgd_rate)
         direction, new = moments.apply_rule(
             adam_to_sgd_leaf,
@@ -297,159 +302,48 @@ def adam_to_sgd(
             **used,
         )
         decay = _scalars.resolve("weight_decay", weight_decay, state.count)
-        lost = decay if independent_decay else decay * base
-        updates = scale_tree(direction, -rate)
-        shrink = subtract_weight_decay(0.0 if _checks.is_zero(decay) else lost, mask)
-        updates, _ = shrink.update(updates, shrink.init({}), params, **extra_args)
+        lost = decay if independent_decay or _checks.is_zero(decay) else decay * base
+        shrink = subtract_weight_decay(lost, mask)
+        updates, _ = shrink.update(
+            scale_tree(direction, -rate), shrink.init({}), params, **extra_args
+        )
         kept = {
             name: jnp.where(is_adam, value, getattr(state, name))
             for name, value in _scalars.records(recorded | used, base.dtype).items()
         }
-        rates = {"applied_learning_rate": rate, "applied_weight_decay": decay}
+        scalars = slow | {"applied_learning_rate": rate, "applied_weight_decay": decay}
+        scalars |= {"matched_rate": state.matched_rate, "base_rate": state.base_rate}
         return updates, AdamToSgdState(
             count=count,
             switch_step=jnp.where(is_adam & decides, count, state.switch_step),
             plateau=plateau,
             **new,
             **kept,
-            **_scalars.records(slow | matched | rates, base.dtype),
+            **_scalars.records(scalars | matched, base.dtype),
         )
 
     return wide_chain(GradientTransformationExtraArgs(init, update))
 
 
-def rate_at(name: str, rate: ScalarOrSchedule, count: jax.Array) -> jax.Array:
+def _rate_at(name: str, rate: ScalarOrSchedule, count: jax.Array) -> jax.Array:
     """A rate as a State records it."""
     return jnp.asarray(_scalars.resolve(name, rate, count), scalar_dtype())
 
 
-def _match(
-    state: AdamToSgdState, updates: PyTree, params: PyTree | None, momentum: Any
-) -> dict[str, jax.Array]:
-    """SGD's rate by the lengths of Adam's last step and of its mean gradient.
-
-    One pass over the moments, once in a run: what the step of the switch left is still
-    in the state when SGD's first step begins.
-    """
-
-    def read(moment: str) -> PyTree:
-        def rule(g: Any, mu: Any, nu: Any) -> tuple[Any, Any, Any]:
-            del g
-            return {"mu": mu, "nu": nu.astype(mu.dtype)}[moment], mu, nu
-
-        held: Any = ({"mu": state.mu}, {"nu": state.nu})
-        found, _ = moments.apply_rule(
-            rule, updates, params, *held, unchanged=("mu", "nu")
-        )
-        return found
-
-    def term(mu: jax.Array, nu: jax.Array) -> jax.Array:
-        # Adam's direction but for mu's correction, which is the same in both lengths;
-        # 0 where nu is, as mu is 0 there too.
-        scalars = (1.0 / state.bias_correction_nu, state.eps, state.eps_root)
-        scale, eps, eps_root = (x.astype(jnp.real(nu).dtype) for x in scalars)
-        denominator = jnp.sqrt(jnp.real(nu) * scale + eps_root) + eps
-        least = jnp.finfo(denominator.dtype).tiny
-        return _tree.abs_squared(mu / jnp.maximum(denominator, least).astype(mu.dtype))
-
-    means, squares = read("mu"), read("nu")
-    length = _tree.global_norm(means)
-    step = jnp.sqrt(_sum_in_turn(term, length, means, squares))
-    rate = state.applied_learning_rate
-    ratio = step / jnp.where(length == 0, jnp.ones_like(length), length)
-    matched = (1.0 - momentum) * rate * ratio.astype(rate.dtype)
-    return {"matched_rate": matched.astype(rate.dtype), "base_rate": rate}
-
-
-def _sum_in_turn(term: Any, unknown: jax.Array, *trees: PyTree) -> jax.Array:
-    """`_tree.global_sum` of a term with scalars in it.
-
-    XLA for CPUs fuses several such sums only with the scalars written to memory, in the
-    shape of the leaf: so each large leaf has a computation of its own.
-    """
-    rows = list(zip(*map(jax.tree.leaves, trees), strict=True))
-    large = [row for row in rows if row[0].size >= moments.LARGE]
-    small = [row for row in rows if row[0].size < moments.LARGE]
-    columns = list(zip(*small, strict=True)) or [() for _ in trees]
-    total = _tree.global_sum(term, *map(list, columns))
-    for row in large:
-        part, _ = moments.in_turn(lambda *x: jnp.sum(term(*x)), unknown, *row)
-        total = total + part.astype(total.dtype)
-    return total
-
-
-def _decision(
-    count: jax.Array,
-    last: Any,
-    on_plateau: Plateau | None,
+def _matched(
     state: AdamToSgdState,
-    extra_args: dict[str, Any],
-) -> tuple[jax.Array, Any]:
-    """Whether the step that makes the count `count` is the last of Adam's phase."""
-    signal, plateau, found = extra_args.get("switch"), state.plateau, []
-    if last is not None:
-        found.append(count >= jnp.asarray(last).astype(count.dtype))
-    if signal is not None:
-        found.append(_checked_signal(signal))
-    if on_plateau is not None:
-        if extra_args.get("value") is None:
-            raise ValueError(
-                "`value` must be the loss that `on_plateau` watches, got None. Call "
-                "tx.update(gradients, state, params, value=loss) at every step."
-            )
-        is_plateau, plateau = on_plateau.update(extra_args["value"], state.plateau)
-        found.append(is_plateau)
-    if not found:
-        raise ValueError(
-            "`switch` must be passed to update where nothing else says when to hand "
-            "over, got None. Call tx.update(gradients, state, params, switch=...) with "
-            "a bool scalar, or give `switch_step`, `total_steps` or `on_plateau`."
-        )
-    # A count that is saturated would be that of the switch at every step.
-    decides = count < jnp.iinfo(count.dtype).max
-    return decides & jnp.any(jnp.stack(found)), plateau
+    is_restart: jax.Array,
+    updates: PyTree,
+    params: PyTree | None,
+    momentum: Any,
+) -> dict[str, jax.Array]:
+    """SGD's matched rate, found in its first step, and Adam's last; then as found."""
 
+    def find() -> tuple[jax.Array, jax.Array]:
+        rate = matched_rate(state, updates, params, momentum)
+        return rate, state.applied_learning_rate
 
-def _checked_signal(signal: Any) -> jax.Array:
-    array = jnp.asarray(signal)
-    if array.ndim or array.dtype != jnp.bool_:
-        raise TypeError(
-            "`switch` must be a bool scalar, True where Adam's phase is to end, got "
-            f"{_checks.describe_value(signal)}. Pass e.g. loss < 0.1, or "
-            "jnp.all(...) of several."
-        )
-    return array
-
-
-def _last_step_of_adam(switch_step: Any, total_steps: Any, fraction: Any) -> Any:
-    """The step after which SGD takes over, a number or traced; None: unknown."""
-    if switch_step is not None and total_steps is not None:
-        raise ValueError(
-            "`switch_step` must be None where `total_steps` is given, got "
-            f"{_checks.describe_value(switch_step)} and "
-            f"{_checks.describe_value(total_steps)}. Both say when to hand over: give "
-            "the step, or the length of the run and `switch_fraction`."
-        )
-    remedy = "Use 0.7 to 0.9: SGD for the last 10 to 30 % of the steps."
-    _checks.check_between("switch_fraction", fraction, 0.0, 1.0, remedy)
-    if switch_step is not None:
-        if not isinstance(switch_step, jax.core.Tracer):
-            _checks.check_steps("switch_step", switch_step, maximum=2**31 - 1)
-        return switch_step
-    if total_steps is None:
-        return None
-    if not isinstance(total_steps, jax.core.Tracer):
-        remedy = "It is the length of the whole run, both phases."
-        _checks.check_steps(
-            "total_steps", total_steps, minimum=2, maximum=2**31 - 1, remedy=remedy
-        )
-    last = jnp.round(jnp.asarray(total_steps) * jnp.asarray(fraction))
-    return jnp.clip(last, 1, total_steps - 1)
-
-
-def _check_plateau(value: Any) -> None:
-    if value is not None and not isinstance(value, Plateau):
-        raise TypeError(
-            "`on_plateau` must be a plateau or None, got "
-            f"{_checks.describe_value(value)}. Pass adamx.plateau(patience=10), say."
-        )
+    found = jax.lax.cond(
+        is_restart, find, lambda: (state.matched_rate, state.base_rate)
+    )
+    return dict(zip(("matched_rate", "base_rate"), found, strict=True))

@@ -113,11 +113,13 @@ def plateau(
         is_plateau, looked = _look(
             total / taken.astype(total.dtype), state, patience, rtol, atol, cooldown
         )
-        after = PlateauState(
-            *(jnp.where(is_due, n, o) for n, o in zip(looked, state[:3], strict=True)),
-            total=jnp.where(is_due, jnp.zeros_like(total), total),
-            taken=jnp.where(is_due, jnp.zeros_like(taken), taken),
+        best, waited, resting = (
+            jnp.where(is_due, new, old)
+            for new, old in zip(looked, state[:3], strict=True)
         )
+        total = jnp.where(is_due, jnp.zeros_like(total), total)
+        taken = jnp.where(is_due, jnp.zeros_like(taken), taken)
+        after = PlateauState(best, waited, resting, total, taken)
         return is_due & is_plateau, after
 
     return Plateau(init, update)
