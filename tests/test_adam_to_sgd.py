@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import adamx
 from adamx import codecs
 from tests import reference_hand_over
-from tests.helpers import TEMPORARIES, enable_x64
+from tests.helpers import IS_OLD_XLA, TEMPORARIES, enable_x64
 from tests.test_contract import assert_close, make_params, random_like, signature
 from tests.test_loss_scaling import assert_same_bits
 
@@ -114,8 +114,8 @@ def plain_after(tx, decay):
 def test_the_phases_are_adam_and_sgd_to_the_bit(decay):
     """Compiled as a training step is; SGD starts where Adam ends.
 
-    With decay Adam's phase may round once otherwise: its products are fused with its
-    sums in one order or the other.
+    With decay a step has two products and two sums, and XLA may fuse them in one order
+    or the other: that of Adam's phase, and on older versions SGD's, rounds otherwise.
     """
     params = random_like({"w": jnp.zeros((65, 33)), "b": jnp.zeros(7)}, 0)
     lost = float(np.float32(decay) * np.float32(LR))
@@ -133,11 +133,11 @@ def test_the_phases_are_adam_and_sgd_to_the_bit(decay):
             plain = txs["sgd"].init(got)
         want, plain = steps[name](gradients, plain, got)
         got, state = steps["both"](gradients, state, got)
-        if t < 4 and decay:
-            assert_close(got, want, rtol=1e-7)
+        if decay and (t < 4 or IS_OLD_XLA):
+            assert_close(got, want, rtol=1.2e-7)
         else:
             assert_same_bits(got, want)
-    assert_same_bits(state[0].mu, plain[0][0].trace)
+    assert_same_bits(state[0].mu, plain[0][0].trace)  # from gradients alone
 
 
 def test_before_the_switch_it_is_adamw():
