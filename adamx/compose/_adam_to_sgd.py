@@ -18,6 +18,7 @@ here takes lengths and the mean gradient: it is never larger for the same gradie
 (Cauchy-Schwarz), never negative, and what it reads is in the state at the switch.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -43,10 +44,13 @@ from adamx.optimizers.adam import adam_averages, adam_direction
 from adamx.optimizers.sgd import momentum_leaf
 from adamx.reading import unboxed
 from adamx.transforms import (
+    add_decoupled_weight_decay,
     scale_tree,
     subtract_weight_decay,
     wide_chain,
 )
+
+_SMALL_RATE = 2.0**-100
 
 
 class AdamToSgdState(NamedTuple):
@@ -237,6 +241,7 @@ def adam_to_sgd(
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"mu": ("b1", b1), "nu": ("b2", b2)}
     epsilons = {"eps": eps, "eps_root": eps_root}
+    descend = functools.partial(_descend, mask=mask, is_independent=independent_decay)
 
     def init(params: PyTree) -> AdamToSgdState:
         count = jnp.zeros((), jnp.int32)
@@ -302,10 +307,8 @@ def adam_to_sgd(
             **used,
         )
         decay = _scalars.resolve("weight_decay", weight_decay, state.count)
-        lost = decay if independent_decay or _checks.is_zero(decay) else decay * base
-        shrink = subtract_weight_decay(lost, mask)
-        updates, _ = shrink.update(
-            scale_tree(direction, -rate), shrink.init({}), params, **extra_args
+        updates = descend(
+            direction, params, extra_args, is_adam, rate, base=base, decay=decay
         )
         kept = {
             name: jnp.where(is_adam, value, getattr(state, name))
@@ -328,6 +331,36 @@ def adam_to_sgd(
 def _rate_at(name: str, rate: ScalarOrSchedule, count: jax.Array) -> jax.Array:
     """A rate as a State records it."""
     return jnp.asarray(_scalars.resolve(name, rate, count), scalar_dtype())
+
+
+def _descend(
+    direction: PyTree,
+    params: PyTree | None,
+    extra_args: dict[str, Any],
+    is_adam: jax.Array,
+    rate: jax.Array,
+    *,
+    base: jax.Array,
+    decay: Any,
+    mask: Mask,
+    is_independent: bool,
+) -> PyTree:
+    """Rate and decay in the form of `adamw`, whose numbers they are in Adam's phase.
+
+    In SGD's, with base * decay / rate for a decay: the same part of p a step as before.
+    """
+    if is_independent:
+        shrink = subtract_weight_decay(decay, mask)
+        direction = scale_tree(direction, -rate)
+    elif _checks.is_zero(decay):
+        shrink = add_decoupled_weight_decay(0.0, mask)
+    else:
+        # No quotient by 0: at this rate the direction is nothing beside the decay.
+        rate = jnp.where(is_adam | (rate != 0), rate, _SMALL_RATE)
+        beside = jnp.where(is_adam, decay, decay * base / rate)
+        shrink = add_decoupled_weight_decay(beside, mask)
+    updates, _ = shrink.update(direction, shrink.init({}), params, **extra_args)
+    return updates if is_independent else scale_tree(updates, -rate)
 
 
 def _matched(
