@@ -29,7 +29,12 @@ class Readable(Protocol):
     """What a State implements to be seen by `read`."""
 
     def readings(self) -> dict[str, Any]:
-        """Recorded numbers by kind: count, learning_rate, grad_norm, weight_decay."""
+        """Recorded numbers by kind: count, learning_rate, grad_norm, weight_decay.
+
+        A dict by group in the place of a number is several numbers. A State with a
+        true attribute `answers_for_inner` answers for the states that it holds too:
+        nothing is looked for in it.
+        """
         ...
 
 
@@ -105,8 +110,11 @@ def read(state: PyTree) -> Reading:
     found: dict[str, dict[str, Any]] = {}
     for path, node in _readable_nodes(state_tree(state), ()):
         for kind, value in node.readings().items():
-            if value is not None:
-                found.setdefault(kind, {})[path] = to_host(value)
+            groups = value if isinstance(value, Mapping) else {None: value}
+            for group, number in groups.items():
+                if number is not None:
+                    key = () if group is None else (jax.tree_util.DictKey(group),)
+                    found.setdefault(kind, {})[path + key] = to_host(number)
     known = {field.name for field in dataclasses.fields(Reading)}
     return Reading(
         more={k: _by_group(v) for k, v in found.items() if k not in known},
@@ -136,6 +144,8 @@ def _readable_nodes(node: PyTree, path: tuple[Any, ...]) -> Iterator[tuple[Any, 
     """All readable States from `node` down, with their paths; outer ones first."""
     if isinstance(node, Readable):
         yield path, node
+        if getattr(node, "answers_for_inner", False):
+            return
     children = jax.tree_util.tree_flatten_with_path(
         node, is_leaf=lambda x: x is not node and isinstance(x, Readable)
     )[0]

@@ -10,6 +10,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from tests.helpers import TEMPORARIES
+
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 MODULES = ("_problems", "_tasks", "step_time", "family", "paper_tables")
 MODULES += ("memory", "codes", "control")
@@ -210,16 +212,23 @@ def test_codes_and_layouts_are_compared(modules, capsys):
     assert 0 < error["int8: rank1"] < error["4 bits: linear, sqrt"] < 0.2
 
 
-def test_control_is_timed(modules, capsys):
+CONTROL = {
+    "groups": ("adamw", "protocol: four groups", "four groups"),
+    "stages": ("adamw", "adam_to_sgd, given: before", "stages: behind"),
+    "guard": ("adamw", "guard", "protocol: guard"),
+    "accumulate": ("adamw", "sum", "between", "last"),
+}
+
+
+@pytest.mark.parametrize("part", CONTROL)
+def test_control_is_timed(modules, part):
+    """Through `fused` without temporaries; a guard through the protocol with a tree."""
     control = modules["control"]
-    params = control.gpt2_tree(modules["step_time"].gpt2_shapes(*control.QUICK_SHAPES))
-    state = control.gpt2_groups().init(params)
-    leaves = {k: len(jax.tree.leaves(s)) for k, s in state.inner_states.items()}
-    least = min(leaves.values())  # scalars, and two arrays for each of 2 leaves
-    assert {k: (n - least) // 2 + 2 for k, n in leaves.items()} == {
-        "embedding": 2, "(scale|bias)$": 10, "/attn/": 2, "default": 2}  # fmt: skip
-    control.main(["--quick", "--parts", "groups"])
-    printed = capsys.readouterr().out
-    assert printed.count("| four groups") == 2
-    assert "\ngroups: " in printed
-    assert "nan" not in printed
+    gradients = control.gradients_by_path(modules["step_time"].gpt2_shapes(512, 1, 512))
+    chosen = [e for e in control.PARTS[part]() if e.name in CONTROL[part]]
+    lines = control.table(chosen, gradients, 2)
+    assert [line[0] for line in lines] == list(CONTROL[part])
+    assert all(float(line[1]) > 0 and float(line[4]) > 0 for line in lines)
+    temporaries = {line[0]: float(line[-2]) for line in lines}
+    assert temporaries.pop("protocol: guard", 1.0) > 0.9
+    assert max(temporaries.values()) <= TEMPORARIES

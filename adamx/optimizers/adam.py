@@ -85,13 +85,50 @@ def adam_leaf(
     Returns:
       update, mu, nu.
     """
+    mu, nu = adam_averages(g, mu, nu, weight1=weight1, weight2=weight2)
+    update = adam_direction(
+        g,
+        mu,
+        nu,
+        mu_scale=mu_scale,
+        g_scale=g_scale,
+        nu_scale=nu_scale,
+        eps=eps,
+        eps_root=eps_root,
+    )
+    return update, mu, nu
+
+
+def adam_averages(
+    g: jax.Array,
+    mu: jax.Array,
+    nu: jax.Array,
+    *,
+    weight1: moments.Weight,
+    weight2: moments.Weight,
+) -> tuple[jax.Array, jax.Array]:
+    """The moments of one leaf after a step; see `adam_leaf`. Returns mu, nu."""
     mu = moments.update_average(mu, g, weight1)
-    nu = moments.update_square(nu, _tree.abs_squared(g), weight2)
+    return mu, moments.update_square(nu, _tree.abs_squared(g), weight2)
+
+
+def adam_direction(
+    g: jax.Array,
+    mu: jax.Array,
+    nu: jax.Array,
+    *,
+    mu_scale: jax.Array,
+    g_scale: jax.Array | None,
+    nu_scale: jax.Array,
+    eps: jax.Array,
+    eps_root: jax.Array,
+) -> jax.Array:
+    """The update of one leaf from the moments after the step; see `adam_leaf`."""
     numerator = moments.scale(mu, mu_scale)
     if g_scale is not None:
         numerator = numerator + moments.scale(g, g_scale)
     denominator = jnp.sqrt(nu * nu_scale + eps_root) + eps
-    return moments.divide_or_zero(numerator, denominator), mu, nu
+    return moments.divide_or_zero(numerator, denominator)
 
 
 def scale_by_adam(
