@@ -7,8 +7,10 @@ parameters and state, XLA needs no temporaries for it. Such a wrapper gives its 
 a twin, with equal results: its step. `step_of` finds it, or makes one of the update.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
+import jax
 import optax
 
 from adamx._types import GradientTransformation, GradientTransformationExtraArgs, PyTree
@@ -17,6 +19,7 @@ from adamx.apply import apply_updates
 # An attribute of the function `update`, so that it stays with it wherever the pair
 # (init, update) is taken apart and put together again.
 _ATTRIBUTE = "adamx_step"
+_ATTRIBUTE_IF = "adamx_step_if"
 
 
 class Step(Protocol):
@@ -27,10 +30,40 @@ class Step(Protocol):
     ) -> tuple[PyTree, Any]: ...
 
 
-def with_step(init: Any, update: Any, step: Step) -> GradientTransformationExtraArgs:
-    """A transformation that has a step of its own, with the results of its update."""
+class StepIf(Protocol):
+    """The same, where `is_taken` (None: always); else all is left as it is.
+
+    `grads` is called wherever they are needed: what it computes fuses there, or is not
+    computed at all.
+    """
+
+    def __call__(
+        self,
+        is_taken: jax.Array | None,
+        grads: Callable[[], PyTree],
+        state: Any,
+        params: PyTree,
+        **extra_args: Any,
+    ) -> tuple[PyTree, Any]: ...
+
+
+def with_step(
+    init: Any, update: Any, step: Step, step_if: StepIf | None = None
+) -> GradientTransformationExtraArgs:
+    """A transformation that has a step of its own, with the results of its update.
+
+    `step_if` is for those that read gradients more than once, which would be written
+    to memory in between; or that change more than scalars outside of a conditional of
+    their own, which in another one's would be copied (see `accumulate`).
+    """
     setattr(update, _ATTRIBUTE, step)
+    setattr(update, _ATTRIBUTE_IF, step_if)
     return GradientTransformationExtraArgs(init, update)
+
+
+def own_step_if(tx: GradientTransformation) -> StepIf | None:
+    """The conditional step that a transformation has of its own, or None."""
+    return getattr(tx.update, _ATTRIBUTE_IF, None)
 
 
 def step_of(tx: GradientTransformation) -> Step:

@@ -23,6 +23,7 @@ from adamx.moments._ema import weight_of_log as weight_of_log
 from adamx.moments._layout import LAYOUTS as LAYOUTS
 from adamx.moments._look_ahead import look_ahead as look_ahead
 from adamx.moments._look_ahead import warming_look_ahead as warming_look_ahead
+from adamx.moments._order import LARGE as LARGE
 from adamx.moments._order import behind as behind
 from adamx.moments._order import in_turn as in_turn
 from adamx.moments._rounding import key_words as key_words
