@@ -38,7 +38,8 @@ class AccumulateState(NamedTuple):
       accumulated: tree like the parameters, at least float32: the sum of the gradients
         since the last step; right after one, what it was made of.
       micro_step: int32 scalar, gradients in `accumulated`, in [0, k).
-      inner_steps: int32 scalar, steps of the wrapped transformation so far.
+      inner_steps: int32 scalar, steps of the wrapped transformation so far; its own
+        count is less where it skips some.
     """
 
     inner_state: Any
@@ -48,7 +49,7 @@ class AccumulateState(NamedTuple):
 
     def readings(self) -> dict[str, Any]:
         """Steps of the wrapped one, and gradients since."""
-        return {"count": self.inner_steps, "micro_step": self.micro_step}
+        return {"inner_steps": self.inner_steps, "micro_step": self.micro_step}
 
 
 class _Call(NamedTuple):
@@ -99,7 +100,7 @@ def accumulate(tx: GradientTransformation, k: Any) -> GradientTransformationExtr
     >>> state = tx.init(params)
     >>> for g in ([1.0, 2.0], [3.0, 0.0]):
     ...     updates, state = tx.update(jnp.array(g), state, params)
-    ...     print(updates, adamx.read(state).count)
+    ...     print(updates, state.inner_steps)
     [-0. -0.] 0
     [-2. -1.] 1
     """
@@ -125,6 +126,7 @@ def accumulate(tx: GradientTransformation, k: Any) -> GradientTransformationExtr
         _checks.check_state(state, AccumulateState, "accumulate")
         _tree.check_inexact(updates, "gradient")
         _tree.check_like_params(updates, state.accumulated)
+        _check_real(updates, state.accumulated)
         if params is not None:
             _tree.check_like_params(updates, params)
 
@@ -199,6 +201,19 @@ def accumulate(tx: GradientTransformation, k: Any) -> GradientTransformationExtr
         return step_if(None, lambda: grads, state, params, **extra_args)
 
     return with_step(init, update, step, step_if)
+
+
+def _check_real(updates: PyTree, sums: PyTree) -> None:
+    """Raises where a complex gradient would be added to a real sum."""
+    names = _tree.leaves_by_path(updates)
+    for (name, g), total in zip(
+        names.items(), _tree.leaves_below(updates, sums), strict=True
+    ):
+        if jnp.iscomplexobj(g) and not jnp.iscomplexobj(total):
+            raise TypeError(
+                f"gradient at '{name}' must be real for a real parameter, got "
+                f"{dtype_of(g)}; pass its real part."
+            )
 
 
 def _length(k: Any, steps: jax.Array) -> jax.Array:
