@@ -28,6 +28,7 @@ from adamx._types import (
     real_dtype,
 )
 from adamx.compose._choice import emitted_like, step_if_of, update_if
+from adamx.compose._finite import scalar_by_leaf
 
 
 class AccumulateState(NamedTuple):
@@ -149,10 +150,11 @@ def accumulate(tx: GradientTransformation, k: Any) -> GradientTransformationExtr
         return _Call(totals, is_last, number)
 
     def mean(this: _Call) -> PyTree:
-        def leaf(total: jax.Array) -> jax.Array:
-            return total / this.number.astype(real_dtype(total.dtype))
+        def leaf(total: jax.Array, number: jax.Array) -> jax.Array:
+            return total / number.astype(real_dtype(total.dtype))
 
-        return jax.tree.map(leaf, this.accumulated)
+        numbers = scalar_by_leaf(this.number, this.accumulated)
+        return jax.tree.map(leaf, this.accumulated, numbers)
 
     def after(
         state: AccumulateState, held: Any, this: _Call, is_taken: jax.Array | None

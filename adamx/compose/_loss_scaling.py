@@ -29,7 +29,7 @@ from adamx._types import (
     real_dtype,
 )
 from adamx.compose._choice import chosen, scalars_if, step_if_of, update_if
-from adamx.compose._finite import is_all_finite
+from adamx.compose._finite import is_all_finite, scalar_by_leaf
 from adamx.compose._precision import outermost_in
 from adamx.reading import state_tree, unboxed
 
@@ -113,7 +113,7 @@ def unscale_leaf(g: Any, scale: jax.Array) -> jax.Array:
 
 
 def unscaled(updates: PyTree, scale: jax.Array) -> PyTree:
-    return jax.tree.map(lambda g: unscale_leaf(g, scale), updates)
+    return jax.tree.map(unscale_leaf, updates, scalar_by_leaf(scale, updates))
 
 
 def _is_good(updates: Callable[[], PyTree], scale: jax.Array) -> jax.Array:
