@@ -7,8 +7,10 @@ parameters and state, XLA needs no temporaries for it. Such a wrapper gives its 
 a twin, with equal results: its step. `step_of` finds it, or makes one of the update.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
+import jax
 import optax
 
 from adamx._types import GradientTransformation, GradientTransformationExtraArgs, PyTree
@@ -28,16 +30,50 @@ class Step(Protocol):
     ) -> tuple[PyTree, Any]: ...
 
 
-def with_step(init: Any, update: Any, step: Step) -> GradientTransformationExtraArgs:
-    """A transformation that has a step of its own, with the results of its update."""
-    setattr(update, _ATTRIBUTE, (update, step))
+class StepIf(Protocol):
+    """The same, where `is_taken` (None: always); else all is left as it is.
+
+    `grads` is called wherever they are needed: what it computes fuses there, or is not
+    computed at all.
+    """
+
+    def __call__(
+        self,
+        is_taken: jax.Array | None,
+        grads: Callable[[], PyTree],
+        state: Any,
+        params: PyTree,
+        **extra_args: Any,
+    ) -> tuple[PyTree, Any]: ...
+
+
+def with_step(
+    init: Any, update: Any, step: Step, step_if: StepIf | None = None
+) -> GradientTransformationExtraArgs:
+    """A transformation that has a step of its own, with the results of its update.
+
+    `step_if` is for those that read gradients more than once, which would be written
+    to memory in between; or that change more than scalars outside of a conditional of
+    their own, which in another one's would be copied (see `accumulate`).
+    """
+    setattr(update, _ATTRIBUTE, (update, step, step_if))
     return GradientTransformationExtraArgs(init, update)
+
+
+def _own(tx: GradientTransformation) -> tuple[Step | None, StepIf | None]:
+    owner, step, step_if = getattr(tx.update, _ATTRIBUTE, (None, None, None))
+    return (step, step_if) if owner is tx.update else (None, None)
+
+
+def own_step_if(tx: GradientTransformation) -> StepIf | None:
+    """The conditional step that a transformation has of its own, or None."""
+    return _own(tx)[1]
 
 
 def step_of(tx: GradientTransformation) -> Step:
     """The step of a transformation: its own, or `update` and `apply_updates`."""
-    owner, own = getattr(tx.update, _ATTRIBUTE, (None, None))
-    if own is not None and owner is tx.update:
+    own, _ = _own(tx)
+    if own is not None:
         return own
     tx = optax.with_extra_args_support(tx)
 

@@ -30,8 +30,24 @@ def fused(tx: GradientTransformation) -> Fused:
     The results are those of `tx.update` and `apply_updates`. What differs is what has
     to be kept meanwhile: a wrapper that chooses between old and new (`guard`,
     `accumulate`, `stages`, `loss_scaling`) chooses once around parameters and state,
-    not around a tree of updates and again around the state. Donate both:
-    `jax.jit(step, donate_argnums=(1, 2))` then needs next to no temporary memory.
+    not around a tree of updates and again around the state. `master_weights` and
+    `compensated` write the parameters themselves: no target is missed.
+
+    Jit a function that takes parameters and state in the order in which it returns
+    them, and donate both; it then needs next to no temporary memory. (JAX pairs donated
+    buffers with results by shape and order: with `jax.jit(step, donate_argnums=(1, 2))`
+    the parameters would be written over a moment, and two trees be copied.)
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def train_step(params, state, batch):
+            grads = jax.grad(loss_fn)(params, batch)
+            return step(grads, state, params)
+
+    Equal is bit for bit as written. A compiler may round p + a * b once where it fuses
+    both, and does so in one of the two ways and not in the other: then they differ in
+    the last place. With 16-bit parameters, a wrapper that hands on float32 gradients
+    (`accumulate`, `loss_scaling`) emits updates rounded to 16 bits, as the protocol has
+    it; here they are added first.
 
     The wrappers nest: guard(accumulate(tx, 4)) is one choice inside another. A stage of
     another library, and `optax.chain` around a wrapper, run as they are: through
@@ -51,7 +67,8 @@ def fused(tx: GradientTransformation) -> Fused:
     >>> import adamx, jax, jax.numpy as jnp
     >>> init, step = fused(adamx.sgd(0.5))
     >>> params = jnp.ones(2)
-    >>> params, state = jax.jit(step)(jnp.array([1.0, -1.0]), init(params), params)
+    >>> grads = jnp.array([1.0, -1.0])
+    >>> params, state = jax.jit(step)(grads, init(params), params)
     >>> params.tolist()
     [0.5, 1.5]
     """

@@ -51,7 +51,7 @@ class Reading:
         several learning-rate stages are found (as with optax.partition).
       grad_norm: global norm of the gradient as the norm-taking stage (clipping) saw it,
         before clipping; 0 before the first step. None where no stage computes it; a
-        dict by group where several do.
+        dict by group where several do, the outer one's of two that are nested.
       weight_decay: the decay rate last applied; a float, or a dict by group.
       skipped: steps skipped. None where no stage skips.
       more: what else the stages recorded, by name: `update_rms`, `kept_fraction`,
@@ -120,7 +120,7 @@ def read(state: PyTree) -> Reading:
         more={k: _by_group(v) for k, v in found.items() if k not in known},
         count=_largest(found.get("count")),
         learning_rate=_by_group(found.get("learning_rate")),
-        grad_norm=_by_group(found.get("grad_norm")),
+        grad_norm=_by_group(_outermost(found.get("grad_norm"))),
         weight_decay=_by_group(found.get("weight_decay")),
         skipped=_first(found.get("skipped")),
         switch_step=_by_group(found.get("switch_step")),
@@ -193,6 +193,15 @@ def _largest(values: Mapping[Any, Any] | None) -> Any:
 
 def _first(values: Mapping[Any, Any] | None) -> Any:
     return next(iter(values.values())) if values else None
+
+
+def _outermost(values: Mapping[Any, Any] | None) -> Mapping[Any, Any] | None:
+    """Without what a State says that is inside another which says the same."""
+    return values and {
+        path: value
+        for path, value in values.items()
+        if not any(path[:i] in values for i in range(len(path)))
+    }
 
 
 def _by_group(values: Mapping[Any, Any] | None) -> Any:

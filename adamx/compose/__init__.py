@@ -1,5 +1,7 @@
 """TRANSFORMATION -> TRANSFORMATION: wrappers of any optimizer."""
 
+from adamx.compose._accumulate import AccumulateState as AccumulateState
+from adamx.compose._accumulate import accumulate as accumulate
 from adamx.compose._adam_to_sgd import AdamToSgdState as AdamToSgdState
 from adamx.compose._adam_to_sgd import adam_to_sgd as adam_to_sgd
 from adamx.compose._cautious import CautiousState as CautiousState
@@ -10,6 +12,8 @@ from adamx.compose._freeze import FreezeState as FreezeState
 from adamx.compose._freeze import freeze as freeze
 from adamx.compose._groups import GroupsState as GroupsState
 from adamx.compose._groups import groups as groups
+from adamx.compose._guard import GuardState as GuardState
+from adamx.compose._guard import guard as guard
 from adamx.compose._hyperparams import WithHyperparamsState as WithHyperparamsState
 from adamx.compose._hyperparams import with_hyperparams as with_hyperparams
 from adamx.compose._loss_scaling import LossScalingState as LossScalingState
@@ -24,5 +28,6 @@ from adamx.compose._precision import MasterWeightsState as MasterWeightsState
 from adamx.compose._precision import compensated as compensated
 from adamx.compose._precision import master_weights as master_weights
 from adamx.compose._set_hyperparams import set_hyperparams as set_hyperparams
+from adamx.compose._spikes import NormStatistics as NormStatistics
 from adamx.compose._stages import StagesState as StagesState
 from adamx.compose._stages import stages as stages

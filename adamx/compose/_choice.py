@@ -1,6 +1,6 @@
 """One choice around everything that a step changes: take it, or leave all as it is.
 
-Both functions are conditionals, not selects: a step that is not taken is not computed,
+These are conditionals, not selects: a step that is not taken is not computed,
 and no old moments are kept beside new ones. Under `jax.vmap` with a predicate by member
 a conditional becomes a select: both sides are computed, and kept.
 """
@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from adamx import _tree
-from adamx._types import PyTree, update_dtype
+from adamx._steps import StepIf, own_step_if, step_of
+from adamx._types import GradientTransformation, PyTree, update_dtype
 
 Taken = tuple[PyTree, Any]
 
@@ -23,6 +24,7 @@ def update_if(
     updates: PyTree,
     state: PyTree,
     params: PyTree | None,
+    like: PyTree | None = None,
 ) -> Taken:
     """`take()`, or updates of -0.0 and the state as it is.
 
@@ -36,16 +38,18 @@ def update_if(
         updates have.
       state: the state that stays.
       params: the parameters; None: unknown.
+      like: a tree with the dtypes of the emitted updates, where they are not the wider
+        ones of gradient and parameter (see `emitted_like`).
 
     Returns:
       Updates and state. One tree of temporaries: the updates.
     """
 
     def as_emitted(values: PyTree) -> PyTree:
-        def leaf(g: Any, u: Any, p: Any) -> tuple[jax.Array]:
-            return (u.astype(update_dtype(g, p)),)
+        def leaf(g: Any, u: Any, p: Any, x: Any) -> tuple[jax.Array]:
+            return (u.astype(update_dtype(g, p) if x is None else x.dtype),)
 
-        return _tree.map_leaves(leaf, 1, updates, values, params)[0]
+        return _tree.map_leaves(leaf, 1, updates, values, params, like)[0]
 
     def taken() -> Taken:
         new, after = take()
@@ -76,6 +80,56 @@ def step_if(
     return jax.lax.cond(is_taken, taken, lambda: (params, state))
 
 
+def step_if_of(tx: GradientTransformation) -> StepIf:
+    """The conditional step of a transformation: its own, or a choice around its step.
+
+    Args:
+      tx: any transformation.
+
+    Returns:
+      step(is_taken, grads, state, params, **extra_args) -> (params, state), where
+      `grads` is a function that returns them, and is_taken None stands for "always".
+    """
+    own = own_step_if(tx)
+    if own is not None:
+        return own
+    inner = step_of(tx)
+
+    def step(
+        is_taken: jax.Array | None,
+        grads: Callable[[], PyTree],
+        state: Any,
+        params: PyTree,
+        **extra_args: Any,
+    ) -> Taken:
+        def take() -> Taken:
+            return inner(grads(), state, params, **extra_args)
+
+        return take() if is_taken is None else step_if(is_taken, take, params, state)
+
+    return step
+
+
+def emitted_like(
+    update: Callable[..., Taken],
+    updates: PyTree,
+    state: Any,
+    params: PyTree | None,
+    **extra_args: Any,
+) -> PyTree | None:
+    """A tree with the dtypes of what `update` emits; None: those of `update_dtype`.
+
+    With 16-bit gradients or parameters they are asked for, at the price of tracing
+    `update` once more: `master_weights` and stages of others emit float32 there.
+    """
+    known = [*jax.tree.leaves(updates), *jax.tree.leaves(params)]
+    # A whole model may stand where the parameters do, functions included.
+    if all(x.dtype.itemsize >= 4 for x in known if hasattr(x, "dtype")):
+        return None
+    run = lambda: update(updates, state, params, **extra_args)[0]  # noqa: E731
+    return jax.eval_shape(run)
+
+
 def as_stored(after: PyTree, before: PyTree) -> PyTree:
     """A new state in the dtypes of the old one.
 
@@ -87,3 +141,25 @@ def as_stored(after: PyTree, before: PyTree) -> PyTree:
         return new if new.dtype == old.dtype else new.astype(old.dtype)
 
     return jax.tree.map(leaf, after, before)
+
+
+def scalars_if(is_taken: jax.Array | None, compute: Callable[[], Any]) -> Any:
+    """A tree of scalars, computed where they are needed, else zeros. None: always."""
+    if is_taken is None:
+        return compute()
+    like = jax.eval_shape(compute)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return jax.lax.cond(is_taken, compute, lambda: zeros)
+
+
+def chosen(is_taken: jax.Array | None, new: Any, before: Any) -> Any:
+    """A State, or the one before; the inner state of the new one is chosen already."""
+    if is_taken is None:
+        return new
+    ours = new._replace(inner_state=()), before._replace(inner_state=())
+    return choose(is_taken, *ours)._replace(inner_state=new.inner_state)
+
+
+def choose(condition: jax.Array, a: Any, b: Any) -> Any:
+    """One of two trees of scalars."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)

@@ -13,6 +13,7 @@ and skipping; the policy of growth and back-off is the usual one (constants of P
 GradScaler, but for the first scale, 2^15 here: a loss in float16 passes on no more).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,14 +21,16 @@ import jax.numpy as jnp
 import optax
 
 from adamx import _checks, _scalars, _tree, moments
-from adamx._steps import step_of, with_step
+from adamx._steps import with_step
 from adamx._types import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     PyTree,
     real_dtype,
 )
-from adamx.compose._choice import step_if, update_if
+from adamx.compose._choice import chosen, scalars_if, step_if_of, update_if
+from adamx.compose._finite import is_all_finite, scalar_by_leaf
+from adamx.compose._precision import outermost_in
 from adamx.reading import state_tree, unboxed
 
 # Normal float32 numbers whose reciprocals are normal too.
@@ -78,7 +81,7 @@ def loss_scale(state: PyTree) -> jax.Array:
     >>> float(loss_scale(tx.init(jnp.zeros(2))))
     1024.0
     """
-    found = _scaling_states(state)
+    found = scaling_states(state)
     if len(found) != 1:
         got = f"{len(found)}, at {', '.join(map(repr, found))}" if found else "none"
         remedy = "Put one loss_scaling around the whole, optax.partition included."
@@ -91,7 +94,7 @@ def loss_scale(state: PyTree) -> jax.Array:
     return jnp.array(unboxed(only.scale))
 
 
-def _scaling_states(state: PyTree) -> dict[str, LossScalingState]:
+def scaling_states(state: PyTree) -> dict[str, LossScalingState]:
     """All of them by path, but for those inside another."""
     is_scaling = lambda x: isinstance(x, LossScalingState)  # noqa: E731
     flat = jax.tree_util.tree_flatten_with_path(state_tree(state), is_leaf=is_scaling)
@@ -109,12 +112,15 @@ def unscale_leaf(g: Any, scale: jax.Array) -> jax.Array:
     return moments.scale(x, jnp.ones((), real) / scale.astype(real))
 
 
-def _is_all_finite(updates: PyTree, scale: jax.Array) -> jax.Array:
-    def term(x: jax.Array) -> jax.Array:
-        # Of the quotient: a scale below 1 may overflow what is finite.
-        return (~jnp.isfinite(unscale_leaf(x, scale))).astype(jnp.float32)
+def unscaled(updates: PyTree, scale: jax.Array) -> PyTree:
+    return jax.tree.map(unscale_leaf, updates, scalar_by_leaf(scale, updates))
 
-    return _tree.global_sum(term, updates) == 0
+
+def _is_good(updates: Callable[[], PyTree], scale: jax.Array) -> jax.Array:
+    """Whether all quotients are finite: a scale below 1 may overflow what is finite."""
+    squares = _tree.global_sum(_tree.abs_squared, updates())
+    factor = jnp.maximum(1 / scale, jnp.ones((), scale.dtype)).astype(squares.dtype)
+    return is_all_finite(squares * factor * factor, lambda: unscaled(updates(), scale))
 
 
 def loss_scaling(
@@ -194,14 +200,20 @@ def loss_scaling(
     )
     if not isinstance(growth_interval, jax.core.Tracer):
         _checks.check_steps("growth_interval", growth_interval, maximum=2**31 - 1)
-    inner, inner_step = optax.with_extra_args_support(inner), step_of(inner)
+    inner, inner_step = optax.with_extra_args_support(inner), step_if_of(inner)
 
     def init(params: PyTree) -> LossScalingState:
         held = inner.init(params)
-        if _scaling_states(held):
+        if scaling_states(held):
             raise ValueError(
                 "`inner` must not scale the loss itself, got a transformation with a "
                 "loss_scaling inside: gradients would be divided twice. Keep one."
+            )
+        if outermost := outermost_in(held):
+            raise ValueError(
+                f"`inner` must not hold {outermost}, whose update is not to be rounded "
+                "to the dtype of a 16-bit gradient. Put it outermost: "
+                f"{outermost}(loss_scaling(tx))."
             )
         count = jnp.zeros((), jnp.int32)
         start = _scalars.resolve("initial_scale", initial_scale, count)
@@ -217,9 +229,6 @@ def loss_scaling(
         _tree.check_inexact(updates, "gradient")
         if params is not None:
             _tree.check_like_params(updates, params)
-
-    def unscale(updates: PyTree, state: LossScalingState) -> PyTree:
-        return jax.tree.map(lambda g: unscale_leaf(g, state.scale), updates)
 
     def after(state: Any, held: Any, is_good: jax.Array) -> LossScalingState:
         scale, good_steps = _next_scale(
@@ -240,30 +249,40 @@ def loss_scaling(
         **extra_args: Any,
     ) -> tuple[PyTree, LossScalingState]:
         check(updates, state, params)
-        is_good = _is_all_finite(updates, state.scale)
+        is_good = _is_good(lambda: updates, state.scale)
 
         def take() -> tuple[PyTree, Any]:
             # Divided in here: handed in, the float32 gradients would be written out.
-            unscaled = unscale(updates, state)
-            return inner.update(unscaled, state.inner_state, params, **extra_args)
+            true = unscaled(updates, state.scale)
+            return inner.update(true, state.inner_state, params, **extra_args)
 
         new, held = update_if(is_good, take, updates, state.inner_state, params)
         return new, after(state, held, is_good)
 
+    def step_if(
+        is_taken: jax.Array | None,
+        grads: Callable[[], PyTree],
+        state: LossScalingState,
+        params: PyTree,
+        **extra_args: Any,
+    ) -> tuple[PyTree, LossScalingState]:
+        check(jax.eval_shape(grads), state, params)
+        is_good = scalars_if(is_taken, lambda: _is_good(grads, state.scale))
+        new, held = inner_step(
+            is_good,
+            lambda: unscaled(grads(), state.scale),
+            state.inner_state,
+            params,
+            **extra_args,
+        )
+        return new, chosen(is_taken, after(state, held, is_good), state)
+
     def step(
         grads: PyTree, state: LossScalingState, params: PyTree, **extra_args: Any
     ) -> tuple[PyTree, LossScalingState]:
-        check(grads, state, params)
-        is_good = _is_all_finite(grads, state.scale)
+        return step_if(None, lambda: grads, state, params, **extra_args)
 
-        def take() -> tuple[PyTree, Any]:
-            unscaled = unscale(grads, state)
-            return inner_step(unscaled, state.inner_state, params, **extra_args)
-
-        new, held = step_if(is_good, take, params, state.inner_state)
-        return new, after(state, held, is_good)
-
-    return with_step(init, update, step)
+    return with_step(init, update, step, step_if)
 
 
 def _check_numbers(initial: Any, low: Any, high: Any) -> None:

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamx.moments import behind, in_turn
+from adamx.moments import LARGE, behind, in_turn
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
@@ -162,3 +162,31 @@ def write_leaf(
     move = behind(counted, target - p.astype(jnp.float32))
     stored = kept.store(new, target)
     return move, stored if kept is FULL else behind(counted, stored), missed, counted
+
+
+def settle_leaf(new: jax.Array, known: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The new master of a leaf, in memory before what it is made of is overwritten.
+
+    Two are computed from it, p and what is stored, and both overwrite what it is made
+    of. (A conditional's result is no part of any other loop; two float32 copies of one
+    leaf at a time.)
+
+    Args:
+      new: float32.
+      known: see `write_leaf`.
+
+    Returns:
+      new; and a number >= 0 that is known once it is there.
+    """
+
+    def peek(x: jax.Array) -> jax.Array:
+        return (x[(0,) * x.ndim] > 0).astype(jnp.float32)  # of a NaN, 0
+
+    def apart(new: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # `known` is >= 0, which XLA cannot know.
+        new = lax.cond(known >= 0, lambda x: x, jnp.zeros_like, behind(known, new))
+        return new, peek(new)
+
+    if new.size < LARGE:
+        return new, known
+    return lax.platform_dependent(new, cpu=apart, default=lambda x: (x, peek(x)))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from adamx import _checks, _tree
+from adamx._steps import with_step
 from adamx._types import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -24,6 +25,7 @@ from adamx._types import (
     scalar_dtype,
 )
 from adamx.compose import _narrow
+from adamx.compose._choice import step_if_of
 from adamx.compose._narrow import FULL, REST, SPLIT, Format
 
 
@@ -65,6 +67,16 @@ class CompensatedState(NamedTuple):
     def readings(self) -> dict[str, Any]:
         """The elements that missed their target."""
         return {"uncarried": self.uncarried}
+
+
+def outermost_in(state: Any) -> str | None:
+    """The name of a wrapper that stands outermost, where `state` holds its state."""
+    names = {MasterWeightsState: "master_weights", CompensatedState: "compensated"}
+    is_one = lambda x: type(x) in names  # noqa: E731
+    for node in jax.tree.leaves(state, is_leaf=is_one):
+        if is_one(node):
+            return names[type(node)]
+    return None
 
 
 def _is_narrow(p: Any) -> bool:
@@ -122,7 +134,7 @@ def _wrapped(
     name: str, inner: GradientTransformation, kind: Any, kept: Format
 ) -> GradientTransformationExtraArgs:
     _checks.check_transformation("inner", inner)
-    inner = optax.with_extra_args_support(inner)
+    inner, inner_step = optax.with_extra_args_support(inner), step_if_of(inner)
 
     def start(p: Any) -> jax.Array:
         return (
@@ -139,13 +151,11 @@ def _wrapped(
         held = inner.init(jax.tree.map(widened, params))
         return kind(held, jax.tree.map(start, params), jnp.zeros((), scalar_dtype()))
 
-    def update(
-        updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any
-    ) -> tuple[PyTree, Any]:
+    def opened(updates: PyTree, state: Any, params: PyTree | None) -> Any:
+        """Gradients and parameters as the wrapped optimizer sees them."""
         _checks.check_state(state, kind, name)
         _checks.check_has_params(params, "the update is what they lack of their target")
-        held, stored, _ = state
-        _check_stored(updates, params, stored, kept)
+        _check_stored(updates, params, state[1], kept)
 
         def load(g: Any, p: Any, s: Any) -> tuple[Any, Any]:
             p = jnp.asarray(p)
@@ -153,9 +163,15 @@ def _wrapped(
                 return g, p
             return _tree.wide(g), kept.load(p, s)
 
-        gradients, master = _tree.map_leaves(load, 2, updates, params, stored)
+        return _tree.map_leaves(load, 2, updates, params, state[1])
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, Any]:
+        gradients, master = opened(updates, state, params)
+        held, stored, known = state
         moves, held = inner.update(gradients, held, master, **extra_args)
-        counts, known = [jnp.zeros((), scalar_dtype())], state.uncarried
+        counts = [jnp.zeros((), scalar_dtype())]
 
         def write(u: Any, p: Any, m: Any, s: Any) -> tuple[Any, Any]:
             nonlocal known
@@ -170,7 +186,32 @@ def _wrapped(
         moves, stored = _tree.map_leaves(write, 2, moves, params, master, stored)
         return moves, kind(held, stored, jnp.sum(jnp.stack(counts)))
 
-    return GradientTransformationExtraArgs(init, update)
+    def step(
+        grads: PyTree, state: Any, params: PyTree, **extra_args: Any
+    ) -> tuple[PyTree, Any]:
+        held, stored, known = state
+        _, master = opened(grads, state, params)
+        wide = lambda: opened(grads, state, params)[0]  # noqa: E731
+        master, held = inner_step(None, wide, held, master, **extra_args)
+
+        def write(p: Any, new: Any, s: Any) -> tuple[Any, Any]:
+            nonlocal known
+            p = jnp.asarray(p)
+            if not _is_narrow(p):
+                return new, s
+            if kept is not FULL:  # there the new master is what is stored
+                new, known = _narrow.settle_leaf(new, known)
+            target = _narrow.round_leaf(new, p.dtype)
+            s = kept.store(new, target)
+            if kept is not FULL:
+                target, s = _narrow.behind(known, target), _narrow.behind(known, s)
+            return target.astype(p.dtype), s
+
+        params, stored = _tree.map_leaves(write, 2, params, master, stored)
+        # Nothing is emitted: no target is missed.
+        return params, kind(held, stored, jnp.zeros((), scalar_dtype()))
+
+    return with_step(init, update, step)
 
 
 def master_weights(
