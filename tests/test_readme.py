@@ -4,8 +4,11 @@ import ast
 import pathlib
 import re
 
+import jax
 import jax.numpy as jnp
 import pytest
+
+import adamx
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -19,6 +22,8 @@ def test_quick_start_has_two_commands():
 
 def test_code_blocks_run_and_print_what_they_say():
     names = {"loss_fn": lambda params, batch: jnp.sum(params["w"] * batch)}
+    model = {n: {"w": jnp.ones((4, 4))} for n in ("embed", "pretrained", "head")}
+    names |= {"params": model, "grads": jax.tree.map(jnp.ones_like, model)}
     shown = []
     for block in BLOCKS:
         if block.startswith(">>> "):
@@ -26,6 +31,7 @@ def test_code_blocks_run_and_print_what_they_say():
             shown.append((command, ast.literal_eval(expected)))
         else:
             exec(compile(block, "README.md", "exec"), names)
+    assert adamx.read(names["state"]).count == 0  # the first gradient of four
     params, batch = {"w": jnp.ones((2, 2))}, jnp.full((2, 2), 2.5)
     opt_state = names["tx"].init(params)
     _, names["opt_state"], _ = names["train_step"](params, opt_state, batch)
@@ -44,8 +50,6 @@ def test_code_blocks_run_and_print_what_they_say():
 
 
 def test_every_public_name_is_listed():
-    import adamx
-
     names = {name for name, value in vars(adamx).items() if callable(value)}
     names = {name for name in names if name[0].islower()}
     missing = [name for name in sorted(names) if f"`{name}" not in README]
