@@ -10,9 +10,11 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from tests.helpers import TEMPORARIES
+
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 MODULES = ("_problems", "_tasks", "step_time", "family", "paper_tables")
-MODULES += ("memory", "codes")
+MODULES += ("memory", "codes", "_control_guard", "control")
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +210,22 @@ def test_codes_and_layouts_are_compared(modules, capsys):
     assert names.count(codes.MOVED) == 2
     error = {row[0]: float(row[2].split(" / ")[1]) for row in rows if "/" in row[2]}
     assert 0 < error["int8: rank1"] < error["4 bits: linear, sqrt"] < 0.2
+
+
+def test_guard_and_accumulate_are_compared(modules):
+    """Through `fused` without temporaries, through the protocol with a tree of them."""
+    part, shapes = modules["_control_guard"], [(256, 512), (512,), (256, 512)]
+    chosen = {
+        "guard": ("adamw", "guard", "protocol: guard"),
+        "accumulate": ("adamw", "sum", "between", "last"),
+    }
+    entries = part.ENTRIES
+    for name, wanted in chosen.items():
+        few = [entry for entry in entries[name]() if entry.name in wanted]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(part.ENTRIES, name, lambda few=few: few)
+            lines = part.table(name, shapes, 2, 1)
+        assert [line[0] for line in lines] == list(wanted)
+        temporaries = {line[0]: float(line[-2]) for line in lines}
+        assert temporaries.pop("protocol: guard", 1.0) > 0.9
+        assert max(temporaries.values()) <= TEMPORARIES
