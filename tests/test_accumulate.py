@@ -22,6 +22,11 @@ LR, NAN, INF = 1e-2, float("nan"), float("inf")
 adamw = functools.partial(adamx.adamw, LR, weight_decay=0.1)
 
 
+def small_params(dtype=jnp.float32):
+    params = {"a": jnp.zeros((5, 7), dtype), "b": [jnp.zeros(3, dtype), None]}
+    return random_like(params, 0)
+
+
 def _loss(params, x, y):
     hidden = jnp.tanh(x @ params["in"])
     logits = hidden @ params["out"]
@@ -38,8 +43,7 @@ def _problem(examples):
     return params, x, jnp.asarray(rng.integers(0, 5, examples))
 
 
-@both_ways
-@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize(("k", "way"), [(2, "protocol"), (4, "fused")])
 def test_k_pieces_equal_the_large_batch(way, k):
     """To 1e-6 of the change, for three steps of one optimizer (Adam is scale-free)."""
     params, x, y = _problem(24)
@@ -63,7 +67,7 @@ def test_k_pieces_equal_the_large_batch(way, k):
 
 @both_ways
 def test_between_nothing_changes_and_updates_are_minus_zero(way):
-    params = make_params()
+    params = small_params()
     tx = adamx.accumulate(adamw(), 3)
     step, state, now = step_of(tx, way), tx.init(params), params
     for call in range(1, 7):
@@ -78,7 +82,7 @@ def test_between_nothing_changes_and_updates_are_minus_zero(way):
                 assert not np.any(u)
                 assert np.all(np.signbit(u))
         else:
-            assert np.any(updates["dense"]["bias"])
+            assert np.any(updates["a"])
         assert adamx.read(state).count == call // 3
         assert adamx.read(state).more["micro_step"] == call % 3
 
@@ -136,6 +140,8 @@ def test_k_may_be_a_schedule_of_steps():
     # adamx's and Optax's schedules return floats; what is below 1 is 1.
     tx = adamx.accumulate(adamx.sgd(1.0), adamx.schedules.linear(1.0, 3.0, 2))
     assert [call for call, _ in lengths(tx, 9)] == [1, 3, 6, 9]
+    tx = adamx.accumulate(adamx.sgd(1.0), lambda n: 2.6)
+    assert [call for call, _ in lengths(tx, 6)] == [3, 6]
     tx = adamx.accumulate(adamx.sgd(1.0), lambda n: 0)
     assert lengths(tx, 3) == [(1, -1.0), (2, -2.0), (3, -3.0)]
 
@@ -158,11 +164,13 @@ def test_k_may_be_traced_and_the_inner_schedule_counts_steps():
 # ----------------------------------------------------------------- what is not finite
 
 
-@both_ways
-@pytest.mark.parametrize("k", [3, lambda n: 2 + n], ids=["3", "2 + n"])
+WAYS = [(3, "fused"), (lambda n: 2 + n, "protocol"), (lambda n: 2 + n, "fused")]
+
+
+@pytest.mark.parametrize(("k", "way"), WAYS, ids=["3", "2 + n", "2 + n, fused"])
 def test_one_bad_micro_batch_is_left_out(way, k):
     """guard(accumulate): as if it had not been given; the window goes on."""
-    params = make_params()
+    params = small_params()
     tx = adamx.guard(adamx.accumulate(adamw(), k))
     step = step_of(tx, way)
     want = got = (params, tx.init(params))
@@ -179,11 +187,13 @@ def test_one_bad_micro_batch_is_left_out(way, k):
     assert (adamx.read(got[1]).skipped, adamx.read(got[1]).count) == (3, 2)
 
 
-@both_ways
-@pytest.mark.parametrize("k", [3, lambda n: jnp.where(n < 1, 3, 3)], ids=["3", "f"])
+WAYS = [(3, "protocol"), (lambda n: 3 + 0 * n, "fused")]
+
+
+@pytest.mark.parametrize(("k", "way"), WAYS, ids=["3", "a schedule"])
 def test_one_bad_micro_batch_costs_one_window(way, k):
     """accumulate(guard): as if that window had not been given; the next is clean."""
-    params = make_params()
+    params = small_params()
     tx = adamx.accumulate(adamx.guard(adamw()), k)
     step = step_of(tx, way)
     want = got = (params, tx.init(params))
@@ -217,9 +227,8 @@ def test_without_a_guard_a_bad_window_does_not_reach_the_next_sum():
 # --------------------------------------------------------------- the protocol, nested
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=str)
-def test_compiled_once_and_stable(dtype):
-    params = make_params(dtype)
+def test_compiled_once_and_stable():
+    params = make_params(jnp.bfloat16)
     tx = adamx.accumulate(adamw(), 2)
     state = tx.init(params)
     before = signature(state)
@@ -248,24 +257,21 @@ def test_double_precision_and_strict_promotion():
 
 def test_16_bit_parameters_with_a_master():
     """Both orders; written in one call of k, where the master is inside."""
-    params = make_params(jnp.bfloat16)
+    params = small_params(jnp.bfloat16)
     inside = adamx.accumulate(adamx.master_weights(adamw()), 2)
     outside = adamx.master_weights(adamx.accumulate(adamw(), 2))
-    for way in ("protocol", "fused"):
-        found = []
-        for tx in (inside, outside):
-            carry = (params, tx.init(params))
-            for seed in range(4):
-                carry = step_of(tx, way)(*carry, random_like(params, seed))
-            found.append(carry)
-        (a, state), (b, other) = found
-        chex.assert_trees_all_close(state.inner_state.master, other.master, rtol=1e-5)
-        for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-            np.testing.assert_allclose(np.float32(p), np.float32(q), rtol=1e-2)
-        for p, m in zip(
-            *map(jax.tree.leaves, (a, state.inner_state.master)), strict=True
-        ):
-            np.testing.assert_array_equal(p, m.astype(p.dtype))
+    found = []
+    for tx in (inside, outside):
+        step, carry = step_of(tx, "fused"), (params, tx.init(params))
+        for seed in range(4):
+            carry = step(*carry, random_like(params, seed))
+        found.append(carry)
+    (a, state), (b, other) = found
+    chex.assert_trees_all_close(state.inner_state.master, other.master, rtol=1e-5)
+    for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(np.float32(p), np.float32(q), rtol=1e-2)
+    for p, m in zip(*map(jax.tree.leaves, (a, state.inner_state.master)), strict=True):
+        np.testing.assert_array_equal(p, m.astype(p.dtype))
 
 
 def test_the_last_calls_extra_arguments_are_seen():

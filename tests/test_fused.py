@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import adamx
-from tests.helpers import TEMPORARIES
+from tests.helpers import IS_OLD_XLA, TEMPORARIES
 from tests.test_contract import random_like, signature
 from tests.test_loss_scaling import assert_same_bits
 
@@ -134,10 +134,8 @@ def test_a_step_is_update_and_apply_updates(name):
 
 
 # The others are compiled in the slow run only.
-COMPILED = ("guard, spikes", "accumulate, a schedule", "split master")
-COMPILED += ("loss_scaling(guard(accumulate))",)
-MORE = ("guard", "accumulate", "accumulate(guard)", "master_weights")
-MORE += ("master_weights(guard)",)
+COMPILED = ("split master", "loss_scaling(guard(accumulate))")
+MORE = ("guard, spikes", "accumulate", "accumulate(guard)", "master_weights(guard)")
 compiled = [
     pytest.param(name, marks=[] if name in COMPILED else pytest.mark.slow)
     for name in CASES
@@ -208,6 +206,8 @@ def test_a_donated_step_needs_no_temporaries(name):
     donated = jax.jit(lambda p, s, g: step(g, s, p), donate_argnums=(0, 1))
     analysis = donated.lower(params, state, params).compile().memory_analysis()
     size = sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(params))
+    if IS_OLD_XLA:  # it writes the squares of 16-bit gradients to memory, in float32
+        size *= 4 // jnp.dtype(dtype).itemsize
     assert analysis.temp_size_in_bytes <= case.temporaries * size
 
 

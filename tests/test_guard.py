@@ -18,6 +18,11 @@ from tests.test_loss_scaling import _awkward_params, _spoiled, assert_same_bits
 
 pytestmark = pytest.mark.filterwarnings("error")
 
+if hasattr(jax, "shard_map"):
+    shard_map = jax.shard_map
+else:
+    from jax.experimental.shard_map import shard_map  # jax 0.6.0
+
 LR, NAN, INF = 1e-2, float("nan"), float("inf")
 adamw = functools.partial(adamx.adamw, LR, weight_decay=0.1)
 spikes = functools.partial(adamx.guard, spike_zscore=6.0, spike_warmup=3)
@@ -106,6 +111,7 @@ NESTINGS = {
 
 
 MANY = ("guard(guard)", "guard(compensated)", "guard(optax)", "guard(inject)")
+MANY += ("guard(cautious)", "guard(partition)", "guard")
 nestings = [
     pytest.param(label, marks=pytest.mark.slow if label in MANY else ())
     for label in NESTINGS
@@ -315,6 +321,24 @@ def test_a_good_step_is_that_of_the_inner_one(dtype):
     assert int(state.skipped) == 0
 
 
+@pytest.mark.parametrize("wrap", [adamx.guard, lambda tx: adamx.accumulate(tx, 1)])
+def test_updates_have_the_dtypes_of_the_inner_ones(wrap):
+    """A master's float32 is not rounded: 1 -> 2^-9 is a step that bfloat16 has not."""
+    params = jnp.array([1.0, -0.75], jnp.bfloat16)
+    for inner in (adamx.master_weights(optax.sgd(1.0)), optax.adam(LR)):
+        tx = wrap(inner)
+        gradients = params / 2
+        want, _ = inner.update(gradients, inner.init(params), params)
+        updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
+        assert updates.dtype == want.dtype
+    tx = wrap(adamx.master_weights(optax.sgd(1.0)))
+    state = tx.init(params)
+    gradients = jnp.array([1.0 - 2.0**-9, -0.75 + 2.0**-10])
+    updates, state = jax.jit(tx.update)(gradients, state, params)
+    new = adamx.apply_updates(params, updates)
+    np.testing.assert_array_equal(new, jnp.array([2.0**-9, -(2.0**-10)], new.dtype))
+
+
 def test_double_precision_and_strict_promotion():
     with enable_x64(), jax.numpy_dtype_promotion("strict"):
         params = {"a": jnp.ones(3), "b": jnp.ones(3, jnp.float32)}
@@ -431,7 +455,7 @@ def test_inside_shard_map():
         return adamx.fused(tx).step(total, state, params)
 
     everywhere = PartitionSpec()
-    mapped = jax.shard_map(
+    mapped = shard_map(
         local,
         mesh=mesh,
         in_specs=(everywhere, everywhere, PartitionSpec("data")),

@@ -239,7 +239,8 @@ def master_weights(
 
     Where |p| is more than 2^16 times what it should become, float32 may not hold the
     difference: p is then wrong by a float32 ulp of what it was, counted (`read` has
-    `uncarried`), and right after the next step. Parameters changed by other hands:
+    `uncarried`), and right after the next step. Through `adamx.fused`, which writes the
+    parameters itself, no target is missed. Parameters changed by other hands:
     "float32" puts them back to the master at the next step, with "split" the master
     moves with them. Behind an overflow, a parameter at infinity is NaN from the next
     step on. Inside `jax.shard_map` each device counts its own: sum `uncarried` over the

@@ -7,8 +7,7 @@ With x_i the norms so far, x_n the last, and the weights w_i = decay^(n - i):
     variance = sum of w_i (x_i - mean)^2 / (W - Q / W)       no bias: n - 1 for decay 1
     z        = (x - mean) / sqrt(variance)
 
-Carried are W, Q, the mean and the root of the variance: sums of squares would overflow,
-and cancel.
+Carried are W, Q, the mean and the root of the variance: sums of squares would cancel.
 
 Source: West, "Updating Mean and Variance Estimates: An Improved Method" (1979), for the
 recursion with weights.
@@ -97,10 +96,9 @@ def learn(
     mean = mean + change / weight
     left = weight - squared / weight
     divisor = jnp.where(left > 0, left, one)
-    # The root of a sum of squares: norms of 1e20 have squares that overflow.
-    old = jnp.sqrt(decay * freedom / divisor) * spread
-    new = jnp.sqrt((one - one / weight) / divisor) * jnp.abs(change)
-    spread = jnp.where(left > 0, jnp.hypot(old, new), zero)
+    old, new = decay * freedom / divisor, (one - one / weight) / divisor
+    spread = jnp.sqrt(old * spread * spread + new * change * change)
+    spread = jnp.where(left > 0, spread, zero)
     after = known._replace(
         norm_mean=mean,
         norm_spread=spread,
