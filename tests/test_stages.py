@@ -273,6 +273,17 @@ def test_what_is_carried_fits():
         np.testing.assert_allclose(new[0].trace[name], 0.9 * mean / 0.1, rtol=1e-6)
 
 
+def test_moments_of_one_tree_are_carried_in_order():
+    def two():
+        return optax.chain(adamx.scale_by_adam(0.5), adamx.scale_by_momentum(0.9),
+                           adamx.scale_by_momentum(0.5))  # fmt: skip
+
+    tx = adamx.stages([(two(), 2), (two(), None)], moments="carry")
+    rows = train(tx, jnp.zeros(5), 3, by_update)
+    want = train(two(), jnp.zeros(5), 3, by_update)
+    assert_close(rows[-1][1].inner_states[1], want[-1][1], rtol=1e-6, atol=1e-7)
+
+
 def test_dtypes_of_what_is_carried():
     params = jnp.ones(3, jnp.bfloat16)
     plan = [
@@ -327,7 +338,8 @@ def test_groups_are_read_by_name_inside_a_stage():
 
 
 def test_a_traced_state_is_read():
-    plan = [(adamx.adamw(LR), 1), (adamx.adam_to_sgd(0.1, 1), None)]
+    clipped = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(LR))
+    plan = [(clipped, 1), (adamx.adam_to_sgd(0.1, 1), None)]
     rows = train(adamx.stages(plan), jnp.ones(3), 3)
     read_it = jax.jit(lambda s: adamx.read(s).scalars())
     for _, state, reading in rows:

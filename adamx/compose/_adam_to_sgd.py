@@ -40,7 +40,7 @@ from adamx.compose._switch import (
     decision,
     last_step_of_adam,
 )
-from adamx.optimizers.adam import adam_averages, adam_direction
+from adamx.optimizers.adam import adam_averages_leaf, adam_direction_leaf
 from adamx.optimizers.sgd import momentum_leaf
 from adamx.reading import unboxed
 from adamx.transforms import (
@@ -127,7 +127,7 @@ def adam_to_sgd_leaf(
       is_adam: whether this step is Adam's; else SGD's.
       is_restart: whether it is the first of SGD's, for which the trace begins at 0.
       weight1, weight2, momentum_weight: 1 - b1, 1 - b2, 1 - momentum.
-      **adam: scalars of `adam_direction`.
+      **adam: scalars of `adam_direction_leaf`.
 
     Returns:
       direction, mu, nu.
@@ -135,12 +135,12 @@ def adam_to_sgd_leaf(
     # Here and not behind Adam's last step, as in SWATS: that step is Adam's to the end.
     start = jnp.where(is_restart, jnp.zeros_like(mu), mu)
     _, trace = momentum_leaf(g, start, weight=momentum_weight, decay=None)
-    mean, square = adam_averages(g, mu, nu, weight1=weight1, weight2=weight2)
+    mean, square = adam_averages_leaf(g, mu, nu, weight1=weight1, weight2=weight2)
     # The moments are selected first, the direction computed from what was: selected
     # side by side, all three are computed from the old moments, which are then copied
     # (measured: five times the time, two trees of temporaries).
     mu, nu = jnp.where(is_adam, mean, trace), jnp.where(is_adam, square, nu)
-    direction = adam_direction(g, mu, nu, g_scale=None, **adam)
+    direction = adam_direction_leaf(g, mu, nu, g_scale=None, **adam)
     return jnp.where(is_adam, direction, mu), mu, nu
 
 

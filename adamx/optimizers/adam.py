@@ -85,8 +85,8 @@ def adam_leaf(
     Returns:
       update, mu, nu.
     """
-    mu, nu = adam_averages(g, mu, nu, weight1=weight1, weight2=weight2)
-    update = adam_direction(
+    mu, nu = adam_averages_leaf(g, mu, nu, weight1=weight1, weight2=weight2)
+    update = adam_direction_leaf(
         g,
         mu,
         nu,
@@ -99,7 +99,7 @@ def adam_leaf(
     return update, mu, nu
 
 
-def adam_averages(
+def adam_averages_leaf(
     g: jax.Array,
     mu: jax.Array,
     nu: jax.Array,
@@ -112,7 +112,7 @@ def adam_averages(
     return mu, moments.update_square(nu, _tree.abs_squared(g), weight2)
 
 
-def adam_direction(
+def adam_direction_leaf(
     g: jax.Array,
     mu: jax.Array,
     nu: jax.Array,
