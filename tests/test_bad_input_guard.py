@@ -35,19 +35,19 @@ GUARD = [
     ("max_consecutive", SCHEDULE, TypeError, "`max_consecutive` function int"),
 ]
 ACCUMULATE = [
-    (0, ValueError, "`k` whole number >= 1 function of the step 0"),
-    (-4, ValueError, "`k` >= 1 -4"),
-    (2.0, TypeError, "`k` whole number float 2.0 int"),
-    (np.float32(2), TypeError, "`k` whole number int, e.g. 4"),
-    (True, TypeError, "`k` bool True int"),
-    (np.bool_(True), TypeError, "`k` whole number True"),
-    (None, TypeError, "`k` None int"),
-    ("4", TypeError, "`k` '4' int"),
-    (NAN, TypeError, "`k` nan"),
-    (np.int32(0), ValueError, "`k` >= 1 0"),
-    (jnp.int32(-1), ValueError, "`k` >= 1 -1"),
-    (jnp.float32(2), TypeError, "`k` whole number"),
-    (jnp.array([2, 3]), ValueError, "`k` (2,) 0-d"),
+    (0, ValueError, "`every` whole number >= 1 function of the step 0"),
+    (-4, ValueError, "`every` >= 1 -4"),
+    (2.0, TypeError, "`every` whole number float 2.0 int"),
+    (np.float32(2), TypeError, "`every` whole number int, e.g. 4"),
+    (True, TypeError, "`every` bool True int"),
+    (np.bool_(True), TypeError, "`every` whole number True"),
+    (None, TypeError, "`every` None int"),
+    ("4", TypeError, "`every` '4' int"),
+    (NAN, TypeError, "`every` nan"),
+    (np.int32(0), ValueError, "`every` >= 1 0"),
+    (jnp.int32(-1), ValueError, "`every` >= 1 -1"),
+    (jnp.float32(2), TypeError, "`every` whole number"),
+    (jnp.array([2, 3]), ValueError, "`every` (2,) 0-d"),
 ]
 
 

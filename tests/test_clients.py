@@ -39,6 +39,7 @@ class Row:
         relatively, since XLA fuses each client's program in its own way. (On CPU, jax
         0.10, all are the same bits but for loss_scaling under `fused`, 5e-7.)
       least: what the last loss may be of the first.
+      every: gradients per step of the optimizer.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Row:
     dtype: Any = jnp.float32
     tolerance: float = 1e-5
     least: float = 0.2
+    every: int = 1
 
 
 ROWS = [
@@ -66,6 +68,21 @@ ROWS = [
         dtype=jnp.bfloat16,
         tolerance=2e-2,  # a few units of bfloat16
     ),
+    Row("guard", lambda: adamx.guard(adamx.adamw(LR), spike_zscore=50.0)),
+    Row("accumulate", lambda: adamx.accumulate(adamx.adamw(2 * LR), 2), every=2),
+    Row(
+        "groups",
+        lambda: adamx.groups(
+            [("kernel", adamx.adamw(LR, weight_decay=0.01))], adamx.adam(LR)
+        ),
+    ),
+    Row(
+        "stages",
+        lambda: adamx.stages(
+            [(adamx.adamw(LR), STEPS // 2), (adamx.sgd(LR / 2, 0.9), None)]
+        ),
+    ),
+    Row("adam_to_sgd", lambda: adamx.adam_to_sgd(LR, total_steps=STEPS)),
 ]
 
 
@@ -364,7 +381,7 @@ def test_a_client_trains_as_the_plain_loop_does(row, client):
         wide(weights), wide(params), rtol=row.tolerance, atol=row.tolerance * LR
     )
     expected, reading = adamx.read(state), adamx.read(after)
-    assert reading.count == expected.count == STEPS
+    assert reading.count == expected.count == STEPS // row.every
     assert reading.learning_rate == expected.learning_rate
     assert reading.skipped == expected.skipped
     assert set(reading.more) == set(expected.more)

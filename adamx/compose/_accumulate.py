@@ -61,10 +61,12 @@ class _Call(NamedTuple):
     number: jax.Array
 
 
-def accumulate(tx: GradientTransformation, k: Any) -> GradientTransformationExtraArgs:
+def accumulate(
+    tx: GradientTransformation, every: Any
+) -> GradientTransformationExtraArgs:
     """Takes one step for every k gradients, with their mean.
 
-        g = (g_1 + ... + g_k) / k, in at least float32
+        g = (g_1 + ... + g_k) / k, in at least float32;   k = every
 
     Equal to one gradient of the k batches together, where the loss is a mean and they
     are of one size. Between, updates are -0.0, and state and parameters stay as they
@@ -81,8 +83,8 @@ def accumulate(tx: GradientTransformation, k: Any) -> GradientTransformationExtr
 
     Args:
       tx: any transformation.
-      k: >= 1, gradients per step: an int, an integer array, a tracer, or a function of
-        the number of steps taken so far (its result is rounded; what is below 1 is 1).
+      every: >= 1, gradients per step: an int, an integer array, a tracer, or a function
+        of the number of steps taken so far (its result is rounded; below 1 it is 1).
 
     Returns:
       The optimizer. State: `AccumulateState`. Updates have the dtypes of those of `tx`,
@@ -91,9 +93,9 @@ def accumulate(tx: GradientTransformation, k: Any) -> GradientTransformationExtr
       temporaries.
 
     Raises:
-      TypeError: `tx` is not a transformation; `k` is no integer; another state; a
+      TypeError: `tx` is not a transformation; `every` is no integer; another state; a
         gradient that is no float, or complex for a real parameter.
-      ValueError: `k` < 1.
+      ValueError: `every` < 1.
 
     >>> import adamx, jax.numpy as jnp
     >>> tx = accumulate(adamx.sgd(1.0), 2)
@@ -106,7 +108,7 @@ def accumulate(tx: GradientTransformation, k: Any) -> GradientTransformationExtr
     [-2. -1.] 1
     """
     _checks.check_transformation("tx", tx)
-    _check_every(k)
+    _check_every(every)
     inner, inner_step = optax.with_extra_args_support(tx), step_if_of(tx)
 
     def init(params: PyTree) -> AccumulateState:
@@ -136,7 +138,7 @@ def accumulate(tx: GradientTransformation, k: Any) -> GradientTransformationExtr
     ) -> _Call:
         """None for `is_taken`: it is."""
         number = _tree.increment(state.micro_step)
-        is_last = number >= _length(k, state.inner_steps)
+        is_last = number >= _length(every, state.inner_steps)
         is_first = state.micro_step == 0
 
         def leaf(g: Any, total: Any) -> tuple[jax.Array]:
@@ -218,29 +220,31 @@ def _check_real(updates: PyTree, sums: PyTree) -> None:
             )
 
 
-def _length(k: Any, steps: jax.Array) -> jax.Array:
+def _length(every: Any, steps: jax.Array) -> jax.Array:
     """The number of gradients of the window that follows on so many steps."""
-    length = jnp.asarray(k(steps) if callable(k) else k)
+    length = jnp.asarray(every(steps) if callable(every) else every)
     if jnp.issubdtype(length.dtype, jnp.floating):
         length = jnp.round(length)
     return length.astype(jnp.int32)
 
 
-def _check_every(k: Any) -> None:
+def _check_every(every: Any) -> None:
     """A whole number >= 1, an integer array or tracer, or a function of the step."""
     expected = "a whole number of gradients >= 1, or a function of the step"
-    if callable(k):
+    if callable(every):
         return
-    is_array = isinstance(k, (jax.Array, np.ndarray, np.generic))
-    is_integer = jnp.issubdtype(k.dtype, jnp.integer) if is_array else type(k) is int
+    if isinstance(every, (jax.Array, np.ndarray, np.generic)):
+        is_integer = jnp.issubdtype(every.dtype, jnp.integer)
+    else:
+        is_integer = type(every) is int
     if not is_integer:
         raise TypeError(
-            f"`k` must be {expected}, got {_checks.describe_value(k)}; pass an int, "
-            "e.g. 4."
+            f"`every` must be {expected}, got {_checks.describe_value(every)}; pass an "
+            "int, e.g. 4."
         )
-    number = _checks.host_value("k", k, expected)
+    number = _checks.host_value("every", every, expected)
     if number is not None and number < 1:
         raise ValueError(
-            f"`k` must be {expected}, got {int(number)}; 1 makes a step of every "
+            f"`every` must be {expected}, got {int(number)}; 1 makes a step of every "
             "gradient."
         )
