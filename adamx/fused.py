@@ -20,6 +20,14 @@ class Fused(NamedTuple):
     init: Any
     step: Any
 
+    @property
+    def update(self) -> Any:
+        """Not there: what wants an optimizer says so here."""
+        raise AttributeError(
+            "fused(tx) has no update: it is no transformation, but its init and step. "
+            "Give the client tx itself, or call step(grads, state, params)."
+        )
+
 
 def fused(tx: GradientTransformation) -> Fused:
     """A training step's last lines in one: parameters in, parameters out.

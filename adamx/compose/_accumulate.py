@@ -78,6 +78,11 @@ def accumulate(
     `accumulate(guard(tx), k)` leaves out the whole window. Neither reaches a later
     step.
 
+    Frozen parameters have a sum too, where this stands around `groups`; inside it,
+    groups([("encoder", freeze())], default=accumulate(tx, k)), only those that move.
+    Everything inside counts steps, not gradients: `total_steps` of `adam_to_sgd`,
+    `steps` of `stages`, the values that a `plateau` sees.
+
     16-bit parameters: accumulate(master_weights(tx), k), which writes them once in k
     calls (the other way round they are written at every call).
 

@@ -19,6 +19,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from adamx._types import GradientTransformation, PyTree, dtype_of
 
+# Known to be 0, in the place of a set of inputs.
+_ZERO = -1
+_KEEPS_ZERO = ("broadcast_in_dim", "neg", "convert_element_type", "reshape", "copy")
 # As long may micro-steps accumulate, or a rate stay 0, until something has to move.
 _STEPS = 64
 # Counts from which a run begins as well: schedules further on.
@@ -89,6 +92,7 @@ def _reads(tx: GradientTransformation, params: PyTree) -> list[Reads]:
     closed = jax.make_jaxpr(first)(params, params)
     count = len(jax.tree.leaves(params))
     outputs = _follow(closed.jaxpr, [1 << i for i in range(2 * count)])
+    outputs = [_union([bits]) for bits in outputs]
     if len(outputs) != count:
         raise TypeError("the updates have another number of leaves than the gradient")
     return [
@@ -98,11 +102,16 @@ def _reads(tx: GradientTransformation, params: PyTree) -> list[Reads]:
 
 
 def _follow(jaxpr: Jaxpr, inputs: Sequence[int]) -> list[int]:
-    """For each output of a program, the set of inputs it may depend on, as bits."""
+    """For each output of a program, the set of inputs it may depend on, as bits.
+
+    Or `_ZERO`: it is 0, or -0. A choice between zeros depends on nothing.
+    """
     sets: dict[Any, int] = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def get(atom: Any) -> int:
-        return 0 if isinstance(atom, Literal) else sets.get(atom, 0)
+        if isinstance(atom, Literal):
+            return _ZERO if _is_zero(atom) else 0
+        return sets.get(atom, 0)
 
     for equation in jaxpr.eqns:
         given = [get(atom) for atom in equation.invars]
@@ -114,14 +123,17 @@ def _outputs(equation: Any, given: list[int]) -> list[int]:
     name, options = equation.primitive.name, equation.params
     if name == "optimization_barrier":
         return given
-    if name == "mul" and any(map(_is_zero, equation.invars)):
-        return [0]
+    if (name == "mul" and _ZERO in given) or (name in _KEEPS_ZERO and given == [_ZERO]):
+        return [_ZERO]
     inner = [_open(value) for value in options.values()]
     programs = [jaxpr for jaxpr in inner if jaxpr is not None]
     if name == "cond":
         index, *operands = given
         each = [_follow(_open(branch), operands) for branch in options["branches"]]
-        return [index | _union(sets) for sets in zip(*each, strict=True)]
+        return [
+            _ZERO if set(sets) == {_ZERO} else _union([index, *sets])
+            for sets in zip(*each, strict=True)
+        ]
     is_loop = name in ("scan", "while")
     if len(programs) == 1 and not is_loop and len(programs[0].invars) == len(given):
         found = _follow(programs[0], given)
@@ -139,7 +151,7 @@ def _open(value: Any) -> Any:
 def _union(sets: Sequence[int]) -> int:
     total = 0
     for bits in sets:
-        total |= bits
+        total |= max(bits, 0)
     return total
 
 

@@ -158,7 +158,7 @@ def describe(
     leaves = _tree.leaves_by_path(params)
     rows, notes = _rows(belongings, leaves, behaviours, state)
     if reason is not None:
-        notes.insert(0, f"decay and freezing are not known: {reason}")
+        notes.insert(0, f"decay or freezing is not known: {reason}")
     return Description(
         rows=tuple(rows),
         parameters=sum(math.prod(p.shape) for p in leaves.values()),
@@ -340,6 +340,8 @@ def _frozen(row: Row) -> str:
 
 
 def _decay_or_frozen(row: Row) -> str:
+    if row.frozen is None and not row.decayed:
+        return _answer(row, None)
     return "frozen" if row.frozen else _decay(row)
 
 

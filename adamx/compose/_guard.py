@@ -151,7 +151,10 @@ def guard(
     _checks.check_transformation("tx", tx)
     _check_spikes(spike_zscore, spike_decay, spike_warmup)
     if max_consecutive is not None and not isinstance(max_consecutive, jax.core.Tracer):
-        _checks.check_steps("max_consecutive", max_consecutive, maximum=2**31 - 1)
+        remedy, top = "Use e.g. 10, or None for no limit.", 2**31 - 1
+        _checks.check_steps(
+            "max_consecutive", max_consecutive, maximum=top, remedy=remedy
+        )
     inner, inner_step = optax.with_extra_args_support(tx), step_if_of(tx)
 
     def init(params: PyTree) -> GuardState:

@@ -59,6 +59,11 @@ def plateau(
 
         better  if value < best - rtol * |best| - atol;   then best <- value
 
+    The value reaches `adam_to_sgd` as the extra argument `value` of update:
+    `optimizer.update(model, grads, value=loss)` with flax.nnx. A TrainState's
+    apply_gradients hands nothing on: there, call `state.tx.update(..., value=loss)` and
+    `state.replace(...)`.
+
     Args:
       patience: >= 1: so many values in a row that are not better are a plateau.
       rtol: >= 0, in parts of the best value: what counts as better.

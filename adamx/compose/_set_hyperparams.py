@@ -37,12 +37,14 @@ def set_hyperparams(
     of the old ones, so that nothing is compiled again; what else `state` holds is
     handed on as it is. With flax.nnx: `optimizer.opt_state =
     set_hyperparams(optimizer.opt_state, ...)`; with a `TrainState`, hand it over whole.
+    `read` shows the rate and decay that were applied last: the new ones from the next
+    step on.
 
     Args:
       state: an optimizer state that holds the state of `with_hyperparams`, however
         nested; or several, as with optax.partition: a name is set in all that have it.
-      where: of several, the one to set: the label that `read` shows ('decoder'), or a
-        part of it.
+      where: of several, the one to set: the label that `read` shows ('a/decoder'), or
+        one of the names between its slashes.
       **values: `values` by argument: numbers, arrays of no dimension or tracers; for a
         state that is batched (vmap over seeds) also arrays of its shape.
 

@@ -30,8 +30,9 @@ def expand_mask(name: str, mask: Mask, params: PyTree) -> PyTree:
         except (AttributeError, TypeError) as error:
             raise TypeError(
                 f"`{name}` must be a function of the whole tree of parameters, got one "
-                f"that raises {type(error).__name__}: {error}. It is called once: pass "
-                "e.g. lambda params: jax.tree.map(lambda p: p.ndim > 1, params)."
+                f"that raises {type(error).__name__}: {str(error).rstrip('.')}. It is "
+                "called once, with the parameters: pass adamx.decay_mask(), called, or "
+                "lambda params: jax.tree.map(lambda p: p.ndim > 1, params)."
             ) from error
     try:
         return jax.tree.map(
