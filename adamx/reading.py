@@ -53,7 +53,8 @@ class Reading:
         before clipping; 0 before the first step. None where no stage computes it; a
         dict by group where several do, the outer one's of two that are nested.
       weight_decay: the decay rate last applied; a float, or a dict by group.
-      skipped: steps skipped. None where no stage skips.
+      skipped: steps skipped, as the outermost of nested stages counts them. None where
+        no stage skips; a dict by group where several do.
       more: what else the stages recorded, by name: `update_rms`, `kept_fraction`,
         `trust_ratio_mean`, ... (see the State of each); a number, or a dict by group.
       switch_step: the last step (from 1) of the first phase of an optimizer that
@@ -68,7 +69,7 @@ class Reading:
     learning_rate: ByGroup | None = None
     grad_norm: ByGroup | None = None
     weight_decay: ByGroup | None = None
-    skipped: Number | None = None
+    skipped: ByGroup | None = None
     more: Mapping[str, ByGroup] = dataclasses.field(default_factory=dict)
     switch_step: ByGroup | None = None
 
@@ -122,7 +123,7 @@ def read(state: PyTree) -> Reading:
         learning_rate=_by_group(found.get("learning_rate")),
         grad_norm=_by_group(_outermost(found.get("grad_norm"))),
         weight_decay=_by_group(found.get("weight_decay")),
-        skipped=_first(found.get("skipped")),
+        skipped=_by_group(_outermost(found.get("skipped"))),
         switch_step=_by_group(found.get("switch_step")),
     )
 

@@ -178,3 +178,14 @@ def test_plateaus(case):
 def test_the_state_of_a_plateau():
     detector = adamx.plateau()
     _check(lambda: detector.update(1.0, ()), TypeError, "`state` PlateauState plateau")
+
+
+@pytest.mark.parametrize("name", ["master_weights", "compensated"])
+def test_what_stands_outermost_is_no_stage(name):
+    wrap = getattr(adamx, name)
+    tx = adamx.stages([(wrap(adamx.adamw(0.1)), 2), (adamx.sgd(0.1), None)])
+    with pytest.raises(ValueError, match=rf"{name}.*{name}\(stages"):
+        tx.init(jnp.ones(3, jnp.bfloat16))
+    wrap(adamx.stages([(adamx.adamw(0.1), 2), (adamx.sgd(0.1), None)])).init(
+        jnp.ones(3, jnp.bfloat16)
+    )

@@ -350,3 +350,36 @@ def test_bad_input():
         tx.update({"a": jnp.arange(2)}, tx.init({"a": jnp.ones(2)}), {"a": jnp.ones(2)})
     with pytest.raises(TypeError, match=r"`state` must be the .*CautiousState"):
         tx.update(jnp.ones(2), adamx.adamw(1e-3).init(jnp.ones(2)), jnp.ones(2))
+
+
+# ------------------------------------------------------- wrappers that trace it twice
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("name", ["guard", "accumulate", "groups"])
+def test_a_wrapper_inside_changes_nothing(name, dtype):
+    bare = adamx.adamw(0.1, weight_decay=0.1)
+    wrapped = {
+        "guard": lambda: adamx.guard(bare),
+        "accumulate": lambda: adamx.accumulate(bare, 1),
+        "groups": lambda: adamx.groups([("", adamx.guard(bare))]),
+    }[name]()
+    params = {"a": jnp.ones(4, dtype)}
+    gradients = [jnp.ones(4, dtype), jnp.array([1.0, -0.2, 1.0, -0.2], dtype)]
+    ends = []
+    for tx in (adamx.cautious(bare), adamx.cautious(wrapped)):
+        state, ups = tx.init(params), []
+        for g in gradients:
+            updates, state = jax.jit(tx.update)({"a": g}, state, params)
+            ups.append(np.asarray(updates["a"], np.float32))
+        ends.append(ups)
+    assert abs(ends[0][1][1]) < 0.2 * abs(ends[0][1][0])  # masked, but for its decay
+    np.testing.assert_allclose(
+        ends[1], ends[0], rtol=1e-2 if dtype != jnp.float32 else 1e-6
+    )
+
+
+def test_stages_inside_are_refused():
+    tx = adamx.cautious(adamx.stages([(adamx.adamw(0.1), 2), (adamx.adam(0.1), None)]))
+    with pytest.raises(TypeError, match=r"`inner`.*stages.*inside"):
+        tx.init(jnp.ones(3))

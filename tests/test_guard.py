@@ -466,3 +466,28 @@ def test_inside_shard_map():
     assert int(state.skipped) == 1
     new, state = jax.jit(mapped)(params, tx.init(params), jnp.ones((8, 4)))
     assert int(state.skipped) == 0
+
+
+def test_two_guards_side_by_side_are_both_read():
+    tx = adamx.groups(
+        [("a", adamx.guard(adamx.sgd(1.0))), ("b", adamx.guard(adamx.sgd(1.0)))]
+    )
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    state = tx.init(params)
+    bad = {"a": jnp.ones(2), "b": jnp.array([1.0, jnp.nan])}
+    for _ in range(3):
+        _, state = tx.update(bad, state, params)
+    assert adamx.read(state).skipped == {"a": 0, "b": 3}
+    assert adamx.read(state).scalars()["skipped/b"] == 3
+
+
+def test_a_new_level_where_norms_overflow_is_taken_too():
+    tx = adamx.guard(
+        adamx.sgd(1.0), spike_zscore=4.0, spike_warmup=2, max_consecutive=3
+    )
+    state, update, taken = tx.init(jnp.zeros(2)), jax.jit(tx.update), []
+    for size in [1.0, 1.1, 0.9] + 13 * [1e25]:
+        before = int(state.skipped)
+        _, state = update(jnp.full(2, size), state)
+        taken.append(int(state.skipped) == before)
+    assert taken == 3 * [True] + 3 * [False] + 10 * [True]

@@ -532,3 +532,14 @@ def test_no_two_leaves_share_a_buffer():
         leaves = jax.tree.leaves(state)
         assert len({x.unsafe_buffer_pointer() for x in leaves}) == len(leaves)
         _, state = tx.update(jnp.ones(3), state, jnp.ones(3))
+
+
+def test_schedules_in_hyperparams_continue():
+    rate = lambda t: 1.0 / (1.0 + t)  # noqa: E731
+    held = adamx.with_hyperparams(adamx.sgd, rate)
+    tx = adamx.stages([(adamx.sgd(rate), 2), (held, None)], schedules="continue")
+    state, steps = tx.init(jnp.zeros(1)), []
+    for _ in range(4):
+        updates, state = tx.update(jnp.ones(1), state)
+        steps.append(float(updates[0]))
+    np.testing.assert_allclose(steps, [-1.0, -1 / 2, -1 / 3, -1 / 4], rtol=1e-6)

@@ -78,7 +78,8 @@ def accumulate(
     `accumulate(guard(tx), k)` leaves out the whole window. Neither reaches a later
     step.
 
-    Frozen parameters have a sum too, where this stands around `groups`; inside it,
+    A sum that overflows is no mean, though the mean may be a number: micro-gradients
+    above 1e38 / k. Frozen parameters have a sum too, where this stands around `groups`; inside it,
     groups([("encoder", freeze())], default=accumulate(tx, k)), only those that move.
     Everything inside counts steps, not gradients: `total_steps` of `adam_to_sgd`,
     `steps` of `stages`, the values that a `plateau` sees.

@@ -18,6 +18,7 @@ import optax
 
 from adamx import _tree, moments
 from adamx._types import PyTree, real_dtype
+from adamx.compose._hyperparams import WithHyperparamsState
 from adamx.optimizers.adam import ScaleByAdamState
 from adamx.optimizers.sgd import ScaleByMomentumState
 from adamx.transforms import (
@@ -32,6 +33,7 @@ _POSITIONS = {
     ScaleByLearningRateState: "step",
     AddDecoupledWeightDecayState: "step",
     ScaleByMomentumState: "step",
+    WithHyperparamsState: "step",
     optax.ScaleByScheduleState: "count",
     optax.InjectHyperparamsState: "count",
     optax.InjectStatefulHyperparamsState: "count",

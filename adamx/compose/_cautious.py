@@ -30,6 +30,7 @@ from adamx._types import (
     real_dtype,
     scalar_dtype,
 )
+from adamx.compose._stages import StagesState
 from adamx.optimizers import ScheduleFreeAdamWState
 
 # jax 0.6 has it in jax.core.
@@ -99,25 +100,29 @@ class _Alignment:
         self.indices = structure.unflatten(range(len(self.leaves)))
         self.kept: dict[int, tuple[Any, jax.Array]] = {}
 
-    def __call__(self, updates: PyTree, sign: float) -> PyTree:
+    def __call__(self, updates: PyTree, sign: float, is_last: bool = False) -> PyTree:
         # Groups of optax.partition have MaskedNodes where the others' leaves are.
         leaves, structure = jax.tree.flatten(updates, is_leaf=_is_missing)
         below = structure.flatten_up_to(self.indices)  # type: ignore[attr-defined]
         pairs = zip(leaves, below, strict=True)
         return structure.unflatten(  # type: ignore[attr-defined]
-            [u if _is_missing(u) else self._leaf(u, i, sign) for u, i in pairs]
+            [u if _is_missing(u) else self._leaf(u, i, sign, is_last) for u, i in pairs]
         )
 
-    def _leaf(self, u: jax.Array, index: int, sign: float) -> jax.Array:
-        g = self.leaves[index]
+    def _leaf(self, u: jax.Array, index: int, sign: float, is_last: bool) -> jax.Array:
+        g, here = self.leaves[index], _trace_state()
         # The gradient itself is no direction yet: optax.masked hands it through, and
         # L2 decay is added to it.
-        if u is g or index in self.kept:
+        if u is g:
+            return u
+        # A wrapper may trace its optimizer more than once, as to learn its dtypes.
+        where, _ = self.kept.get(index, (None, None))
+        if where is not None and (is_last or where == here):
             return u
         wide = _tree.wide(u)
         uphill = sign * _tree.wide(g).astype(wide.dtype)
         masked, kept = cautious_leaf(wide, uphill)
-        self.kept[index] = (_trace_state(), kept)
+        self.kept[index] = (here, kept)
         return masked.astype(u.dtype)
 
     def kept_fraction(self) -> jax.Array:
@@ -148,14 +153,14 @@ def cautious(inner: GradientTransformation) -> GradientTransformationExtraArgs:
 
     Args:
       inner: an optimizer, learning rate and descent's sign included; not a bare
-        `scale_by_adam`, whose updates point up. With `optax.MultiSteps`, put this
-        inside, so that the gradient is the accumulated one.
+        `scale_by_adam`, whose updates point up. With `accumulate` or
+        `optax.MultiSteps`, put this inside: the gradient is then the accumulated one.
 
     Returns:
       The optimizer. State: `CautiousState`. Extra arguments are handed on.
 
     Raises:
-      TypeError: `inner` is not a transformation, or is schedule-free.
+      TypeError: `inner` is not a transformation, is schedule-free, or holds `stages`.
 
     >>> import adamx, jax.numpy as jnp
     >>> tx = cautious(adamx.adam(0.1, b1=0.9, b2=0.0))
@@ -179,6 +184,13 @@ def cautious(inner: GradientTransformation) -> GradientTransformationExtraArgs:
                 "schedule_free_adamw, whose update moves an average of steps: masked, "
                 "it would lose that average. Use it bare, or cautious(adamw(...))."
             )
+        is_staged = lambda x: isinstance(x, StagesState)  # noqa: E731
+        if any(map(is_staged, jax.tree.leaves(held, is_leaf=is_staged))):
+            raise TypeError(
+                "`inner` must be an optimizer whose every step ends in one way, got "
+                "stages, of which some may add decay and others not: what is masked "
+                "differs. Put it inside: stages([(cautious(tx), steps), ...])."
+            )
         return CautiousState(held, jnp.zeros((), scalar_dtype()))
 
     def update(
@@ -193,7 +205,7 @@ def cautious(inner: GradientTransformation) -> GradientTransformationExtraArgs:
         align = _Alignment(updates)
         extra_args["on_direction"] = align
         new, after = inner.update(updates, state.inner_state, params, **extra_args)
-        new = align(new, -1.0)
+        new = align(new, -1.0, is_last=True)
         fraction = align.kept_fraction().astype(state.kept_fraction.dtype)
         return new, CautiousState(after, fraction)
 

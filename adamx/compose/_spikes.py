@@ -106,4 +106,12 @@ def learn(
         squared_weight=squared,
         learned=_tree.increment(learned),
     )
-    return choose(jnp.isfinite(x), after, known)
+    # What is a new level by a norm that is not finite is learned from the next one on.
+    nothing = known._replace(
+        norm_mean=zero,
+        norm_spread=zero,
+        weight=zero,
+        squared_weight=zero,
+        learned=jnp.zeros_like(known.learned),
+    )
+    return choose(jnp.isfinite(x), after, choose(is_new, nothing, known))

@@ -23,6 +23,7 @@ from adamx._types import (
 )
 from adamx.compose._carry import carried, carries, continued
 from adamx.compose._choice import as_stored, step_if
+from adamx.compose._precision import outermost_in
 from adamx.reading import Reading, read, unboxed
 
 _LIMIT = 2**31 - 1
@@ -76,7 +77,8 @@ def stages(
         position is set to the steps taken in all: `count` of
         `ScaleByScheduledLearningRateState` and of `optax.scale_by_schedule`, `step` of
         `ScaleByLearningRateState`, of `AddDecoupledWeightDecayState` and of
-        `ScaleByMomentumState`, `count` of `optax.inject_hyperparams`. Counts that
+        `ScaleByMomentumState` and `WithHyperparamsState`, `count` of
+        `optax.inject_hyperparams`. Counts that
         correct the bias of moments start anew, and with them schedules that are asked
         for these: of b1, b2 and eps, and the learning rates of `swats`,
         `adam_to_sgd` and `schedule_free_adamw`, which hold their own.
@@ -120,6 +122,7 @@ def stages(
 
     def init(params: PyTree) -> StagesState:
         held = tuple(tx.init(params) for tx in txs)
+        _check_writes(held)
         if moments == "carry" and jax.tree.leaves(params):
             _check_carries(held)
         zeros = (jnp.zeros((), jnp.int32) for _ in range(3))
@@ -238,6 +241,17 @@ def _check_plan(plan: Any) -> tuple[list[GradientTransformation], list[int]]:
             "steps are counted in 32 bits. Shorten the stages."
         )
     return txs, starts
+
+
+def _check_writes(held: tuple[Any, ...]) -> None:
+    """Raises where a stage's update is what parameters lack of a target in 32 bits."""
+    name = next((n for n in map(outermost_in, held) if n is not None), None)
+    if name is not None:
+        raise ValueError(
+            f"the stages of `plan` must not hold {name}, whose float32 updates must "
+            f"not be rounded, and of which each would keep a copy. Put it outside: "
+            f"{name}(stages([...]))."
+        )
 
 
 def _check_carries(held: tuple[Any, ...]) -> None:
