@@ -79,10 +79,10 @@ def accumulate(
     step.
 
     A sum that overflows is no mean, though the mean may be a number: micro-gradients
-    above 1e38 / k. Frozen parameters have a sum too, where this stands around `groups`; inside it,
-    groups([("encoder", freeze())], default=accumulate(tx, k)), only those that move.
-    Everything inside counts steps, not gradients: `total_steps` of `adam_to_sgd`,
-    `steps` of `stages`, the values that a `plateau` sees.
+    above 1e38 / k. Frozen parameters have a sum too where this stands around `groups`;
+    inside it, groups([("encoder", freeze())], default=accumulate(tx, k)), only those
+    that move. Everything inside counts steps, not gradients: `total_steps` of
+    `adam_to_sgd`, `steps` of `stages`, the values that a `plateau` sees.
 
     16-bit parameters: accumulate(master_weights(tx), k), which writes them once in k
     calls (the other way round they are written at every call).
