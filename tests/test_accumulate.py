@@ -292,6 +292,7 @@ def test_the_last_calls_extra_arguments_are_seen():
     assert seen == [2.0, 4.0]
 
 
+@pytest.mark.slow
 def test_inside_and_outside_of_other_wrappers():
     params = {"a": jnp.arange(1.0, 5.0), "b": jnp.ones((2, 3))}
     gradients = random_like(params, 3)

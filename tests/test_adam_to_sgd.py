@@ -243,6 +243,7 @@ def test_a_signal_hands_over_behind_its_step_and_for_good():
     assert int(states.switch_step[-1]) == 5
 
 
+@pytest.mark.slow
 def test_the_first_reason_counts():
     def switched(tx, **extra):
         return int(run(tx, noise(12), jnp.zeros(33), **extra)[2].switch_step[-1])
@@ -454,6 +455,7 @@ def test_eight_devices_equal_one(kwargs):
     assert eight[0]["w"].sharding.is_equivalent_to(place["w"], 2)
 
 
+@pytest.mark.slow
 def test_inside_wrappers():
     params = {"a": jnp.arange(1.0, 5.0), "b": jnp.ones((2, 3))}
     make = functools.partial(adamx.adam_to_sgd, LR, 2, weight_decay=0.1)
@@ -529,6 +531,7 @@ def test_counts_saturate():
     np.testing.assert_allclose(held[0].mu, 1.9, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_strict_promotion_and_eval_shape():
     with jax.numpy_dtype_promotion("strict"):
         for dtype in (jnp.bfloat16, jnp.complex64):

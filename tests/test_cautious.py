@@ -20,7 +20,17 @@ from tests.test_contract import assert_close, make_params, random_like, signatur
 ADAM = {"b1": 0.83, "b2": 0.97, "eps": 1e-3}
 CHOSEN = ("sgd", "momentum", "rmsprop", "adam_l2", "adamw", "lion", "sophia_h")
 WRAPPED = [row for row in NAMES if row.name in CHOSEN]
-by_name = pytest.mark.parametrize("row", WRAPPED, ids=lambda row: row.name)
+by_name = pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(
+            row,
+            marks=() if row.name in ("sgd", "adamw", "lion") else pytest.mark.slow,
+            id=row.name,
+        )
+        for row in WRAPPED
+    ],
+)
 
 
 def _gradients(number, size=515, seed=0, dtype=np.float32):

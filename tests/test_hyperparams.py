@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
+from adamx._steps import step_of, with_step
 from tests.helpers import enable_x64
 from tests.optimizers_table import LR, NAMES, ROWS
 from tests.reference_hyperparams import adamw as reference
@@ -498,11 +499,13 @@ def test_the_step_of_a_wrapper_inside_is_taken():
         inner = adamx.loss_scaling(
             adamx.adamw(learning_rate), initial_scale=initial_scale
         )
-        own = inner.update.adamx_step
-        inner.update.adamx_step = lambda *args, **kwargs: (
-            calls.append(1) or own(*args, **kwargs)
-        )
-        return inner
+        own = step_of(inner)
+
+        def step(*args, **kwargs):
+            calls.append(1)
+            return own(*args, **kwargs)
+
+        return with_step(inner.init, inner.update, step)
 
     tx = adamx.with_hyperparams(factory, LR)
     init, step = adamx.fused(tx)

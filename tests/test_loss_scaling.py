@@ -20,7 +20,16 @@ from tests.test_contract import assert_close, make_params, random_like, signatur
 
 CHOSEN = ("sgd", "adamw", "schedule_free_adamw", "swats")
 by_name = pytest.mark.parametrize(
-    "row", [row for row in NAMES if row.name in CHOSEN], ids=lambda row: row.name
+    "row",
+    [
+        pytest.param(
+            row,
+            marks=() if row.name in ("sgd", "adamw") else pytest.mark.slow,
+            id=row.name,
+        )
+        for row in NAMES
+        if row.name in CHOSEN
+    ],
 )
 NAN, INF = float("nan"), float("inf")
 HALF = jnp.float16

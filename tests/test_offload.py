@@ -15,7 +15,16 @@ from tests.test_contract import assert_close, make_params, random_like, signatur
 
 CHOSEN = ("sgd", "adamw", "lamb", "schedule_free_adamw", "sparse_adam")
 by_name = pytest.mark.parametrize(
-    "row", [row for row in NAMES if row.name in CHOSEN], ids=lambda row: row.name
+    "row",
+    [
+        pytest.param(
+            row,
+            marks=() if row.name in ("sgd", "adamw") else pytest.mark.slow,
+            id=row.name,
+        )
+        for row in NAMES
+        if row.name in CHOSEN
+    ],
 )
 IS_AVAILABLE = _offload._obstacle() is None
 needs_host_memory = pytest.mark.skipif(
