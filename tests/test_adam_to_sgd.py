@@ -144,6 +144,7 @@ def test_the_trace_starts_at_zero_and_nu_stays():
         np.testing.assert_array_equal(kept[4:], [kept[4]] * 4)
 
 
+@pytest.mark.slow
 def test_the_decay_does_not_change_at_the_switch():
     """By rate times decay a step, where the gradient is zero, in both phases."""
     params = jnp.ones(3)
@@ -234,6 +235,7 @@ def test_the_step_may_be_traced_and_mapped():
         np.testing.assert_allclose(got[i], trajectory[-1], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_signal_hands_over_behind_its_step_and_for_good():
     signal = np.zeros(12, bool)
     signal[[4, 8]] = True

@@ -347,7 +347,8 @@ QUICK = [
     (row, client)
     for row in ROWS
     for client in CLIENTS
-    if not client.endswith("-fused") or client == "nnx-fused" or row.is_scaled
+    if (client in ("nnx-fused", "equinox") or row.is_scaled)
+    or (row.name in ("none", "with_hyperparams") and not client.endswith("-fused"))
 ]
 
 

@@ -29,6 +29,19 @@ def by_row(function):
     return pytest.mark.parametrize("row", rows, ids=lambda row: row.id)(function)
 
 
+# For what does not depend on the leaf rule, and takes seconds by name.
+FEW = ("sgd", "adamw", "lion", "lamb", "sophia_g", "adam_mini", "sparse_adam")
+
+
+def by_few(function):
+    """These names; the others in the slow run only."""
+    rows = [
+        pytest.param(row, marks=[] if row.name in FEW else pytest.mark.slow)
+        for row in NAMES
+    ]
+    return pytest.mark.parametrize("row", rows, ids=lambda row: row.id)(function)
+
+
 def inject(row, **options):
     """The factory under `optax.inject_hyperparams`."""
     return optax.inject_hyperparams(row.factory, **options)
@@ -252,7 +265,7 @@ def test_scan_equals_the_loop(row):
     assert_close(scanned, steps(tx, params), rtol=2e-6, atol=1e-7)
 
 
-@by_name
+@by_few
 def test_vmap_equals_one_by_one(row):
     stacked = [make_params() for _ in range(3)]
     stacked = [random_like(p, seed) for seed, p in enumerate(stacked)]
@@ -347,7 +360,7 @@ def test_extra_arguments_are_accepted(row):
     chex.assert_trees_all_equal(got, want)
 
 
-@by_name
+@by_few
 def test_inside_optax_wrappers(row):
     """Masked, partition, named_chain and MultiSteps equal the bare optimizer."""
     params = {"a": jnp.arange(1.0, 5.0), "b": jnp.ones((2, 3))}
@@ -389,7 +402,7 @@ def test_a_whole_model_as_parameters(row):
     chex.assert_trees_all_equal(got, want)
 
 
-@by_name
+@by_few
 @pytest.mark.parametrize("dtype", [jnp.complex64, jnp.float8_e5m2], ids=str)
 def test_rare_dtypes(row, dtype):
     params = {"z": jnp.full(4, 0.5, dtype)}

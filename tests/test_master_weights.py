@@ -32,6 +32,13 @@ WRAPPERS = {
 }
 BYTES = {"float32": 4, "split": 2, "rest": 2}
 by_kind = pytest.mark.parametrize("kind", WRAPPERS)
+by_one_kind = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind == "split" else pytest.mark.slow)
+        for kind in WRAPPERS
+    ],
+)
 
 
 def stored_of(state):
@@ -310,7 +317,7 @@ def test_state_is_stable_compiled_once_and_as_large_as_stated(kind):
     chex.assert_trees_all_equal_shapes_and_dtypes(tx.init(abstract), state)
 
 
-@by_kind
+@by_one_kind
 def test_leaves_of_32_bits_and_more_are_as_without(kind):
     for params in (make_params(), make_params(jnp.complex64)):
         got, state = _steps(_make(kind), params)
@@ -347,7 +354,7 @@ def test_training_is_that_of_float32_parameters(kind):
     assert np.mean(same) > 0.99
 
 
-@by_kind
+@by_one_kind
 def test_eager_scan_and_vmap_agree(kind):
     params, tx = _mixed(), _make(kind)
     want = _steps(tx, params)
@@ -502,7 +509,7 @@ def test_map_params_and_checkpoint(kind):
     chex.assert_trees_all_equal(one, two)
 
 
-@by_kind
+@by_one_kind
 def test_other_transformations_inside_and_around(kind):
     params = {"a": jnp.ones(4, jnp.bfloat16), "b": jnp.ones(4, jnp.bfloat16)}
     gradients = {"a": jnp.full(4, 0.5, jnp.bfloat16), "b": jnp.ones(4, jnp.bfloat16)}

@@ -11,7 +11,12 @@ import pytest
 
 from tests.optax_own import breaks, cases, runner
 
-FAST = ["alias", "others", "sharding", "stages"]
+FAST = [
+    "alias",
+    pytest.param("others", marks=pytest.mark.slow),
+    "sharding",
+    pytest.param("stages", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("name", FAST)
