@@ -152,14 +152,14 @@ def test_updates_have_the_wider_dtype(row, params_dtype, gradient_dtype):
         assert all(u.dtype == gradient_dtype for u in jax.tree.leaves(updates))
 
 
-@by_name
+@by_few
 def test_eager_and_compiled_agree(row):
     params = make_params()
     eager, compiled = (steps(row.make(), params, jit=jit) for jit in (False, True))
     assert_close(eager, compiled, rtol=2e-6, atol=1e-6)
 
 
-@by_name
+@by_few
 def test_trees_of_any_shape(row):
     tx = row.make()
     for params in ({}, (), None, {"a": None}, jnp.ones(()), [jnp.ones((0,))]):
@@ -389,7 +389,7 @@ def test_inside_optax_wrappers(row):
     assert_close(updates["a"], bare["a"], rtol=1e-5)
 
 
-@by_name
+@by_few
 def test_a_whole_model_as_parameters(row):
     """Equinox's pattern: gradients are None where the model holds no arrays."""
     model = {"w": jnp.ones(3), "activation": jax.nn.relu, "size": 3}

@@ -327,7 +327,7 @@ BEHAVIOURS = {
     "the big are frozen, and decay by 0": (
         optax.chain(optax.masked(adamx.freeze(), BIG),
                     adamx.add_decoupled_weight_decay(lambda t: 0.0 * t)),
-        SOME, SOME),
+        NO, SOME),
 }  # fmt: skip
 
 
