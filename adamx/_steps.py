@@ -60,6 +60,19 @@ def with_step(
     return GradientTransformationExtraArgs(init, update)
 
 
+def with_step_if(
+    init: Any, update: Any, step_if: StepIf
+) -> GradientTransformationExtraArgs:
+    """The same for one whose step is its conditional step, always taken."""
+
+    def step(
+        grads: PyTree, state: Any, params: PyTree, **extra_args: Any
+    ) -> tuple[PyTree, Any]:
+        return step_if(None, lambda: grads, state, params, **extra_args)
+
+    return with_step(init, update, step, step_if)
+
+
 def _own(tx: GradientTransformation) -> tuple[Step | None, StepIf | None]:
     owner, step, step_if = getattr(tx.update, _ATTRIBUTE, (None, None, None))
     return (step, step_if) if owner is tx.update else (None, None)

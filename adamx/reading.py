@@ -192,10 +192,6 @@ def _largest(values: Mapping[Any, Any] | None) -> Any:
     return candidates[0]
 
 
-def _first(values: Mapping[Any, Any] | None) -> Any:
-    return next(iter(values.values())) if values else None
-
-
 def _outermost(values: Mapping[Any, Any] | None) -> Mapping[Any, Any] | None:
     """Without what a State says that is inside another which says the same."""
     return values and {

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from adamx import _checks, _tree
-from adamx._steps import with_step
+from adamx._steps import with_step_if
 from adamx._types import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -205,12 +205,7 @@ def accumulate(
         )
         return params, after(state, held, this, is_taken)
 
-    def step(
-        grads: PyTree, state: AccumulateState, params: PyTree, **extra_args: Any
-    ) -> tuple[PyTree, AccumulateState]:
-        return step_if(None, lambda: grads, state, params, **extra_args)
-
-    return with_step(init, update, step, step_if)
+    return with_step_if(init, update, step_if)
 
 
 def _check_real(updates: PyTree, sums: PyTree) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from adamx import _checks, _scalars, _tree
-from adamx._steps import with_step
+from adamx._steps import with_step_if
 from adamx._types import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -248,12 +248,7 @@ def guard(
         )
         return params, chosen(is_taken, after(state, held, verdict), state)
 
-    def step(
-        grads: PyTree, state: GuardState, params: PyTree, **extra_args: Any
-    ) -> tuple[PyTree, GuardState]:
-        return step_if(None, lambda: grads, state, params, **extra_args)
-
-    return with_step(init, update, step, step_if)
+    return with_step_if(init, update, step_if)
 
 
 def _after(known: NormStatistics, verdict: _Verdict, decay: Any) -> NormStatistics:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from adamx import _checks, _scalars, _tree, moments
-from adamx._steps import with_step
+from adamx._steps import with_step_if
 from adamx._types import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -277,12 +277,7 @@ def loss_scaling(
         )
         return new, chosen(is_taken, after(state, held, is_good), state)
 
-    def step(
-        grads: PyTree, state: LossScalingState, params: PyTree, **extra_args: Any
-    ) -> tuple[PyTree, LossScalingState]:
-        return step_if(None, lambda: grads, state, params, **extra_args)
-
-    return with_step(init, update, step, step_if)
+    return with_step_if(init, update, step_if)
 
 
 def _check_numbers(initial: Any, low: Any, high: Any) -> None:

@@ -76,12 +76,12 @@ def stages(
         "continue": where a stage begins, what in its state is nothing but a schedule's
         position is set to the steps taken in all: `count` of
         `ScaleByScheduledLearningRateState` and of `optax.scale_by_schedule`, `step` of
-        `ScaleByLearningRateState`, of `AddDecoupledWeightDecayState` and of
-        `ScaleByMomentumState` and `WithHyperparamsState`, `count` of
-        `optax.inject_hyperparams`. Counts that
-        correct the bias of moments start anew, and with them schedules that are asked
-        for these: of b1, b2 and eps, and the learning rates of `swats`,
-        `adam_to_sgd` and `schedule_free_adamw`, which hold their own.
+        `ScaleByLearningRateState`, of `AddDecoupledWeightDecayState`, of
+        `ScaleByMomentumState` and of `WithHyperparamsState`, `count` of
+        `optax.inject_hyperparams`. Counts that correct the bias of moments start anew,
+        and with them schedules that are asked for these: of b1, b2 and eps, and the
+        learning rates of `swats`, `adam_to_sgd` and `schedule_free_adamw`, which hold
+        their own.
       moments: "reset": each stage starts without a past. "carry": a stage that begins
         takes over the mean gradient and the mean squared gradient of the one that
         ends, in its own units: mu / (bias correction) of Adam's is trace *
