@@ -298,7 +298,8 @@ def test_registered_dataclasses_with_none_leaves():
 
 
 def test_equinox_modules():
-    eqx = pytest.importorskip("equinox")
+    import equinox as eqx
+
     model = eqx.nn.MLP(2, 3, 4, 2, key=jax.random.key(0))
     params = eqx.filter(model, eqx.is_inexact_array)
     tx = adamx.groups(
