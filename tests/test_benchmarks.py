@@ -126,12 +126,13 @@ def test_plain_bfloat16_weights_freeze(modules):
     assert loss["weights bfloat16, nearest"] > loss["float32"] + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "parts",
     [
         ("bytes",),
-        pytest.param(("time", "digits"), marks=pytest.mark.slow),
-        pytest.param(("characters", "rates"), marks=pytest.mark.slow),
+        ("time", "digits"),
+        ("characters", "rates"),
     ],
     ids="-".join,
 )
@@ -226,7 +227,13 @@ CONTROL = {
 }
 
 
-@pytest.mark.parametrize("part", CONTROL)
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(part, marks=[] if part == "guard" else pytest.mark.slow)
+        for part in CONTROL
+    ],
+)
 def test_control_is_timed(modules, part):
     """Through `fused` without temporaries; a guard through the protocol with a tree."""
     control = modules["control"]

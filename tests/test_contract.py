@@ -62,11 +62,11 @@ def random_like(tree, seed):
 def make_params(dtype=jnp.float32):
     return random_like(
         {
-            "dense": {"kernel": jnp.zeros((5, 7), dtype), "bias": jnp.zeros(7, dtype)},
+            "dense": {"kernel": jnp.zeros((5, 7), dtype)},
             "scalar": jnp.zeros((), dtype),
             "empty": jnp.zeros((0, 3), dtype),
             "nothing": None,
-            "list": [jnp.zeros((2, 1, 3), dtype), (jnp.zeros(4099, dtype),)],
+            "list": [(jnp.zeros(4099, dtype),)],
         },
         0,
     )
@@ -98,24 +98,29 @@ def steps(tx, params, seeds=range(5), jit=True):
 # ------------------------------------------------------------ structure and dtypes
 
 
+DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64)
+
+
 @by_row
-@pytest.mark.parametrize(
-    "dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64], ids=str
-)
-def test_dtypes_shapes_and_structure_are_stable(row, dtype):
-    if dtype == jnp.complex64 and not row.is_complex:
-        return  # refused: test_rare_dtypes
-    params = make_params(dtype)
-    tx = row.make()
-    state = tx.init(params)
-    update = jax.jit(tx.update)
-    before = signature(state)
-    for seed in range(3):
-        gradients = random_like(params, seed)
-        updates, state = update(gradients, state, params)
-        assert signature(updates) == signature(gradients)
-        assert signature(state) == before
-        params = adamx.apply_updates(params, updates)
+def test_dtypes_shapes_and_structure_are_stable(row):
+    for dtype in DTYPES[: 4 if row.is_complex else 3]:  # others: test_rare_dtypes
+        params = make_params(dtype)
+        tx = row.make()
+        state = tx.init(params)
+        for seed in range(2):
+            gradients = random_like(params, seed)
+            updates, new = jax.eval_shape(tx.update, gradients, state, params)
+            assert signature(updates) == signature(gradients)
+            assert signature(new) == signature(state)
+            state = new
+
+
+@by_few
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_steps_stay_finite(row, dtype):
+    if row.is_complex or dtype != jnp.complex64:
+        params, state = steps(row.make(), make_params(dtype), seeds=range(3))
+        assert signature(state) == signature(row.make().init(params))
         assert all(np.all(np.isfinite(np.asarray(p))) for p in jax.tree.leaves(params))
 
 
@@ -144,11 +149,11 @@ def test_updates_have_the_wider_dtype(row, params_dtype, gradient_dtype):
     gradients = jax.tree.map(lambda p: p.astype(gradient_dtype), params)
     tx = row.make()
     state = tx.init(params)
-    updates, new = jax.jit(tx.update)(gradients, state, params)
+    updates, new = jax.eval_shape(tx.update, gradients, state, params)
     assert all(u.dtype == jnp.float32 for u in jax.tree.leaves(updates))
     assert signature(new) == signature(state)
     if "weight_decay" not in row.arguments and not row.needs_params:
-        updates, _ = tx.update(gradients, state)
+        updates, _ = jax.eval_shape(tx.update, gradients, state)
         assert all(u.dtype == gradient_dtype for u in jax.tree.leaves(updates))
 
 
@@ -162,18 +167,19 @@ def test_eager_and_compiled_agree(row):
 @by_few
 def test_trees_of_any_shape(row):
     tx = row.make()
-    for params in ({}, (), None, {"a": None}, jnp.ones(()), [jnp.ones((0,))]):
+    one = jnp.ones
+    for params in ({}, (), None, {"a": None}, one(()), [one(0)], [one((2, 1, 3))]):
         updates, state = jax.jit(tx.update)(params, tx.init(params), params)
         assert jax.tree.structure(updates) == jax.tree.structure(params)
         assert adamx.read(state).learning_rate == pytest.approx(LR)
 
 
-def test_a_thousand_leaves():
-    params = {f"layer_{i}": jnp.full((3,), float(i)) for i in range(1000)}
+def test_many_leaves():
+    params = {f"layer_{i}": jnp.full((3,), float(i)) for i in range(300)}
     tx = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(LR))
     updates, state = jax.jit(tx.update)(params, tx.init(params), params)
-    assert len(jax.tree.leaves(updates)) == 1000
-    want = np.sqrt(3.0 * sum(i * i for i in range(1000)))
+    assert len(jax.tree.leaves(updates)) == 300
+    want = np.sqrt(3.0 * sum(i * i for i in range(300)))
     assert adamx.read(state).grad_norm == pytest.approx(want, rel=1e-6)
 
 
@@ -439,7 +445,7 @@ def test_schedules_move_the_learning_rate(row):
 
 @by_row
 def test_zero_gradient_on_a_fresh_state_is_a_no_op(row):
-    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+    for dtype in (jnp.bfloat16, jnp.float32):
         params = make_params(dtype)
         zero = jax.tree.map(jnp.zeros_like, params)
         tx = row.make(

@@ -14,7 +14,7 @@ from tests.optax_own import breaks, cases, runner
 FAST = [
     "alias",
     pytest.param("others", marks=pytest.mark.slow),
-    "sharding",
+    pytest.param("sharding", marks=pytest.mark.slow),
     pytest.param("stages", marks=pytest.mark.slow),
 ]
 
