@@ -40,6 +40,21 @@ class Readable(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Diagnostics:
+    """What `adamx.diagnose` last measured, layer by layer.
+
+    Attributes:
+      count: the step at which it was measured; 0: not yet, and all numbers are NaN.
+      layers: by name of the layer and of the number: `layers["dense/kernel"]["r/p50"]`.
+        What the numbers are, and in which units: see `adamx.diagnose`.
+    """
+
+    count: Number
+    layers: Mapping[str, Mapping[str, Number]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Reading:
     """What one optimizer state says about its last step.
 
@@ -60,6 +75,7 @@ class Reading:
       switch_step: the last step (from 1) of the first phase of an optimizer that
         switches (`swats`), -1 while it is in it; None where nothing can switch. A dict
         by group where several can.
+      diagnostics: what `adamx.diagnose` measured; None without it.
 
     Values are Python numbers; arrays where the state is batched (vmap over seeds), and
     tracers where `read` is called inside jit.
@@ -72,20 +88,27 @@ class Reading:
     skipped: ByGroup | None = None
     more: Mapping[str, ByGroup] = dataclasses.field(default_factory=dict)
     switch_step: ByGroup | None = None
+    diagnostics: Diagnostics | None = None
 
     def scalars(self) -> dict[str, float]:
         """A flat dict for any logger: 'count', 'learning_rate' or 'learning_rate/a'.
 
+        Diagnostics are named by number and layer, 'r/p50/decoder/layer_0/kernel', and
+        left out before they are measured.
         What was not recorded is left out; of a batched value, the mean is given. Inside
         jit the values are tracers, to be returned with the loss.
         """
         flat: dict[str, float] = {}
         named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        measured = named.pop("diagnostics")
         for name, value in {**named, **named.pop("more")}.items():
             entries = value if isinstance(value, Mapping) else {"": value}
             for group, number in entries.items():
                 if number is not None and name != "more":
                     flat[f"{name}/{group}" if group else name] = _mean(number)
+        if measured is not None and _is_measured(measured.count):
+            for layer, numbers in measured.layers.items():
+                flat |= {f"{kind}/{layer}": _mean(n) for kind, n in numbers.items()}
         return flat
 
 
@@ -174,6 +197,10 @@ def to_host(value: Any) -> Any:
         return array
     # 0.1, not 0.10000000149011612: the shortest number that is the same float32.
     return float(str(array)) if array.dtype == np.float32 else array.item()
+
+
+def _is_measured(count: Any) -> bool:
+    return isinstance(count, jax.core.Tracer) or bool(np.max(np.asarray(count)) > 0)
 
 
 def _mean(number: Any) -> Any:

@@ -1,0 +1,1 @@
+"""STATE -> NUMBERS, TEXT, PLOTS: eyes on a run."""
