@@ -20,6 +20,13 @@ from adamx.moments._ema import update_average as update_average
 from adamx.moments._ema import update_square as update_square
 from adamx.moments._ema import weight_of as weight_of
 from adamx.moments._ema import weight_of_log as weight_of_log
+from adamx.moments._codes import decode as decode
+from adamx.moments._estimates import Estimates as Estimates
+from adamx.moments._estimates import Estimating as Estimating
+from adamx.moments._estimates import adam_estimates as adam_estimates
+from adamx.moments._estimates import blank_where as blank_where
+from adamx.moments._estimates import estimating_states as estimating_states
+from adamx.moments._estimates import moment_paths as moment_paths
 from adamx.moments._layout import LAYOUTS as LAYOUTS
 from adamx.moments._look_ahead import look_ahead as look_ahead
 from adamx.moments._look_ahead import warming_look_ahead as warming_look_ahead

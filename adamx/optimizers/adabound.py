@@ -72,6 +72,11 @@ class ScaleByAdaboundState(NamedTuple):
         """The steps taken."""
         return {"count": self.count}
 
+    def estimates(self) -> moments.Estimates:
+        """The moments before the bounds: see `moments.Estimates`."""
+        top = self.nu if self.nu_max is None else self.nu_max
+        return moments.adam_estimates(self, self.mu, top)
+
 
 def adabound_leaf(
     g: jax.Array,

@@ -59,6 +59,10 @@ class ScaleByAdamState(NamedTuple):
         """The steps taken."""
         return {"count": self.count}
 
+    def estimates(self) -> moments.Estimates:
+        """The moments, for who reads them: see `moments.Estimates`."""
+        return moments.adam_estimates(self, self.mu, self.nu, eps_root=self.eps_root)
+
 
 def adam_leaf(
     g: jax.Array,

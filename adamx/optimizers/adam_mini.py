@@ -68,6 +68,10 @@ class ScaleByAdamMiniState(NamedTuple):
         """The steps taken."""
         return {"count": self.count}
 
+    def estimates(self) -> moments.Estimates:
+        """The moments, for who reads them: see `moments.Estimates`."""
+        return moments.adam_estimates(self, self.mu, self.nu)
+
 
 def adam_mini_leaf(
     g: jax.Array,

@@ -20,6 +20,7 @@ from adamx._types import (
     PyTree,
     ScalarOrSchedule,
 )
+from adamx.reading import unboxed
 from adamx.transforms import scale_by_learning_rate, wide_chain
 
 
@@ -48,6 +49,18 @@ class ScaleByAdamaxState(NamedTuple):
     def readings(self) -> dict[str, Any]:
         """The steps taken."""
         return {"count": self.count}
+
+    def estimates(self) -> moments.Estimates:
+        """The moments; the size is the decaying largest |g|: `moments.Estimates`."""
+        correction = unboxed(self.bias_correction_mu)
+
+        def rule(
+            g: jax.Array, mu: jax.Array, nu: jax.Array
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
+            del g
+            return moments.scale(mu, 1.0 / correction), nu, nu  # eps is part of nu
+
+        return moments.Estimates((self.mu, self.nu), rule)
 
 
 def adamax_leaf(

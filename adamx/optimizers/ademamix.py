@@ -31,6 +31,7 @@ from adamx._types import (
     ScalarOrSchedule,
     scalar_dtype,
 )
+from adamx.reading import unboxed
 from adamx.transforms import descent, wide_chain
 
 
@@ -67,6 +68,19 @@ class ScaleByAdemamixState(NamedTuple):
     def readings(self) -> dict[str, Any]:
         """The steps taken."""
         return {"count": self.count}
+
+    def estimates(self) -> moments.Estimates:
+        """The moments; m_hat is the whole numerator: see `moments.Estimates`."""
+        adam = moments.adam_estimates(self, self.mu, self.nu, eps_root=self.eps_root)
+        alpha = unboxed(self.alpha)
+
+        def rule(
+            g: jax.Array, mu: jax.Array, nu: jax.Array, mu_slow: jax.Array
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
+            mean, root, denominator = adam.rule(g, mu, nu)
+            return mean + moments.scale(mu_slow, alpha), root, denominator
+
+        return moments.Estimates((self.mu, self.nu, self.mu_slow), rule)
 
 
 def ademamix_leaf(

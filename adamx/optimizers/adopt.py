@@ -27,6 +27,7 @@ from adamx._types import (
     ScalarOrSchedule,
     scalar_dtype,
 )
+from adamx.reading import unboxed
 from adamx.transforms import descent, wide_chain
 
 
@@ -52,6 +53,20 @@ class ScaleByAdoptState(NamedTuple):
     def readings(self) -> dict[str, Any]:
         """The steps taken."""
         return {"count": self.count}
+
+    def estimates(self) -> moments.Estimates:
+        """The moments; mu, a mean of quotients, in the gradient's unit: see there."""
+        eps = unboxed(self.eps)
+
+        def rule(
+            g: jax.Array, mu: jax.Array, nu: jax.Array
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
+            del g
+            root = jnp.sqrt(nu)
+            denominator = jnp.maximum(root, eps)
+            return moments.scale(mu, denominator), root, denominator
+
+        return moments.Estimates((self.mu, self.nu), rule)
 
 
 def adopt_leaf(

@@ -38,6 +38,8 @@ class ScaleByAmsgradState(NamedTuple):
         divided by: 1 where the correction is off; 0 before the first step where on.
       correction_rest_mu, correction_rest_nu: float32 scalars, what rounding kept out of
         the bias corrections; 0 where b1 and b2 are constant.
+      max_correction: float32 scalar, what nu_max was divided by: 1 where it is the
+        largest nu_hat. 0 before the first step otherwise.
     """
 
     count: Any
@@ -52,10 +54,21 @@ class ScaleByAmsgradState(NamedTuple):
     bias_correction_nu: Any
     correction_rest_mu: Any
     correction_rest_nu: Any
+    max_correction: Any
 
     def readings(self) -> dict[str, Any]:
         """The steps taken."""
         return {"count": self.count}
+
+    def estimates(self) -> moments.Estimates:
+        """The moments, for who reads them: see `moments.Estimates`."""
+        return moments.adam_estimates(
+            self,
+            self.mu,
+            self.nu_max,
+            nu_correction=self.max_correction,
+            eps_root=self.eps_root,
+        )
 
 
 def amsgrad_leaf(
@@ -136,6 +149,7 @@ def scale_by_amsgrad(
     _checks.check_flag("bias_correction_mu", bias_correction_mu)
     _checks.check_flag("bias_correction_nu", bias_correction_nu)
     _checks.check_choice("maximum_of", maximum_of, ("nu_hat", "nu"))
+    is_after = maximum_of == "nu" and bias_correction_nu
     mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"mu": ("b1", b1), "nu": ("b2", b2)}
@@ -150,6 +164,7 @@ def scale_by_amsgrad(
             | _scalars.initial_records(
                 bias_correction_mu=0.0 if bias_correction_mu else 1.0,
                 bias_correction_nu=0.0 if bias_correction_nu else 1.0,
+                max_correction=0.0 if is_after else 1.0,
             ),
             **_scalars.initial_records(eps=eps, eps_root=eps_root),
         )
@@ -167,7 +182,6 @@ def scale_by_amsgrad(
         first, second = average["mu"], average["nu"]
         correction_mu = first.correction if bias_correction_mu else 1.0
         correction_nu = second.correction if bias_correction_nu else 1.0
-        is_before = maximum_of == "nu_hat"
         used = _scalars.resolve_all(state.count, eps=eps, eps_root=eps_root)
         updates, new = moments.apply_rule(
             amsgrad_leaf,
@@ -178,12 +192,13 @@ def scale_by_amsgrad(
             weight1=first.weight,
             weight2=second.weight,
             mu_scale=1.0 / correction_mu,
-            scale_before_maximum=1.0 / correction_nu if is_before else 1.0,
-            scale_after_maximum=1.0 if is_before else 1.0 / correction_nu,
+            scale_before_maximum=1.0 if is_after else 1.0 / correction_nu,
+            scale_after_maximum=1.0 / correction_nu if is_after else 1.0,
             **used,
         )
         used |= {"bias_correction_mu": correction_mu}
         used |= {"bias_correction_nu": correction_nu}
+        used |= {"max_correction": correction_nu if is_after else 1.0}
         recorded = _scalars.records(recorded | used, state.b1.dtype)
         return updates, ScaleByAmsgradState(count=count, **new, **recorded)
 

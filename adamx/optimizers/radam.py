@@ -81,6 +81,10 @@ class ScaleByRadamState(NamedTuple):
         """The steps taken, and the rectification."""
         return {"count": self.count, "rectification": self.rectification}
 
+    def estimates(self) -> moments.Estimates:
+        """The moments, for who reads them: see `moments.Estimates`."""
+        return moments.adam_estimates(self, self.mu, self.nu, eps_root=self.eps_root)
+
 
 def radam_leaf(
     g: jax.Array,

@@ -25,6 +25,7 @@ from adamx._types import (
     ScalarOrSchedule,
 )
 from adamx.optimizers.sgd import scale_by_momentum
+from adamx.reading import unboxed
 from adamx.transforms import scale_by_learning_rate, wide_chain
 
 
@@ -36,7 +37,8 @@ class ScaleByRmsState(NamedTuple):
         `decay` or `eps` needs it (as in Optax, whose plain form does not count).
       mu: tree like the parameters, running mean of the gradient; None unless centered.
       nu: tree like the parameters, real, running mean of |g|^2.
-      decay, eps: float32 scalars, as used in the last step.
+      decay: float32 scalar, as used in the last step.
+      eps, eps_root: float32 scalars, outside and inside the root in the last step.
       bias_correction_nu: float32 scalar, what nu (and mu) was divided by: 1 unless bias
         correction is on. 0 before its first step.
       correction_rest_nu: float32 scalar, what rounding kept out of it.
@@ -47,12 +49,31 @@ class ScaleByRmsState(NamedTuple):
     nu: PyTree
     decay: Any
     eps: Any
+    eps_root: Any
     bias_correction_nu: Any
     correction_rest_nu: Any
 
     def readings(self) -> dict[str, Any]:
         """The steps taken, where they are counted."""
         return {"count": self.count}
+
+    def estimates(self) -> moments.Estimates:
+        """The mean square; m_hat is the gradient: see `moments.Estimates`."""
+        c, eps, eps_root = map(
+            unboxed, (self.bias_correction_nu, self.eps, self.eps_root)
+        )
+
+        def rule(
+            g: jax.Array, nu: jax.Array, *mu: jax.Array
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
+            v = nu / c
+            for mean in mu:
+                centre = _tree.abs_squared(moments.scale(mean, 1.0 / c))
+                v = jnp.maximum(v - centre, 0)
+            return g, jnp.sqrt(v), jnp.sqrt(v + eps_root) + eps
+
+        held = (self.nu,) if self.mu is None else (self.nu, self.mu)
+        return moments.Estimates(held, rule)
 
 
 def rms_leaf(
@@ -152,6 +173,10 @@ def scale_by_rms(
     betas = {"nu": ("decay", decay)}
     is_counted = bias_correction or callable(decay) or callable(eps)
 
+    def placed(eps: Any) -> dict[str, Any]:
+        inside, outside = (eps, 0.0) if eps_in_sqrt else (0.0, eps)
+        return {"eps": outside, "eps_root": inside}
+
     def init(params: PyTree) -> ScaleByRmsState:
         fill = _scalars.resolve("initial_scale", initial_scale, None)
         return ScaleByRmsState(
@@ -160,7 +185,7 @@ def scale_by_rms(
             nu=moments.zeros_squared(params, nu_dtype, fill),
             **moments.initial_averages(betas)
             | _scalars.initial_records(
-                eps=eps, bias_correction_nu=0.0 if bias_correction else 1.0
+                **placed(eps), bias_correction_nu=0.0 if bias_correction else 1.0
             ),
         )
 
@@ -176,7 +201,7 @@ def scale_by_rms(
         count = _tree.increment(before)
         average, recorded = moments.averages(state, count, betas)
         correction = average["nu"].correction if bias_correction else 1.0
-        used = _scalars.resolve_all(before, eps=eps)
+        used = placed(_scalars.resolve_all(before, eps=eps)["eps"])
         updates, new = moments.apply_rule(
             centered_rms_leaf if centered else rms_leaf,
             updates,
@@ -185,8 +210,7 @@ def scale_by_rms(
             {"nu": state.nu},
             weight=average["nu"].weight,
             correction_scale=1.0 / correction,
-            eps=0.0 if eps_in_sqrt else used["eps"],
-            eps_root=used["eps"] if eps_in_sqrt else 0.0,
+            **used,
         )
         used["bias_correction_nu"] = correction
         if not bias_correction:

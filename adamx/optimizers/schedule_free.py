@@ -34,6 +34,7 @@ from adamx._types import (
     dtype_of,
     scalar_dtype,
 )
+from adamx.reading import unboxed
 from adamx.transforms import expand_mask
 
 
@@ -78,6 +79,16 @@ class ScheduleFreeAdamWState(NamedTuple):
             "learning_rate": self.applied_learning_rate,
             "weight_decay": self.applied_weight_decay,
         }
+
+    def estimates(self) -> moments.Estimates:
+        """The second moment; m_hat is the gradient: see `moments.Estimates`."""
+        c, eps = map(unboxed, (self.bias_correction_nu, self.eps))
+
+        def rule(g: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            root = jnp.sqrt(nu / c)
+            return g, root, root + eps
+
+        return moments.Estimates((self.nu,), rule)
 
 
 def schedule_free_leaf(

@@ -53,6 +53,19 @@ class ScaleBySophiaState(NamedTuple):
         """The steps taken."""
         return {"count": self.count}
 
+    def estimates(self) -> moments.Estimates:
+        """The mean; its size is gamma times the curvature: `moments.Estimates`."""
+        gamma, eps = map(unboxed, (self.gamma, self.eps))
+
+        def rule(
+            g: jax.Array, mu: jax.Array, nu: jax.Array
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
+            del g
+            size = gamma * nu
+            return mu, jnp.maximum(size, 0), jnp.maximum(size, eps)
+
+        return moments.Estimates((self.mu, self.nu), rule)
+
     def clipped_fraction(self) -> jax.Array:
         """The share of elements whose last step was clipped; the paper: 0.5 to 0.9.
 

@@ -25,6 +25,7 @@ from adamx._types import (
     PyTree,
     ScalarOrSchedule,
 )
+from adamx.reading import unboxed
 from adamx.transforms import expand_mask, scale_by_learning_rate, wide_chain
 
 
@@ -65,6 +66,25 @@ class ScaleBySparseAdamState(NamedTuple):
     def readings(self) -> dict[str, Any]:
         """The steps taken."""
         return {"count": self.count}
+
+    def estimates(self) -> moments.Estimates:
+        """The moments by the corrections of each row: see `moments.Estimates`."""
+        c1, c2, eps = map(
+            unboxed, (self.bias_correction_mu, self.bias_correction_nu, self.eps)
+        )
+
+        def rule(
+            g: jax.Array, mu: jax.Array, nu: jax.Array, *rows: jax.Array
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
+            del g
+            first, second = rows or (c1, c2)
+            root = jnp.sqrt(nu / second)
+            return mu / first, root, root + eps / jnp.sqrt(second)
+
+        held: tuple[PyTree, ...] = (self.mu, self.nu)
+        if self.row_correction_mu is not None:
+            held += (self.row_correction_mu, self.row_correction_nu)
+        return moments.Estimates(held, rule)
 
 
 _ROW_FIELDS = ("row_correction_mu", "row_correction_nu", "row_rest_mu", "row_rest_nu")

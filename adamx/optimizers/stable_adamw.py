@@ -72,6 +72,10 @@ class ScaleByStableAdamwState(NamedTuple):
             "gradient_rms": self.gradient_rms,
         }
 
+    def estimates(self) -> moments.Estimates:
+        """The moments, for who reads them: see `moments.Estimates`."""
+        return moments.adam_estimates(self, self.mu, self.nu)
+
 
 def stable_adamw_leaf(
     g: jax.Array,

@@ -33,6 +33,7 @@ from adamx._types import (
     scalar_dtype,
 )
 from adamx.optimizers.adam import adam_leaf
+from adamx.reading import unboxed
 from adamx.transforms import (
     add_decoupled_weight_decay,
     scale_tree,
@@ -89,6 +90,19 @@ class ScaleBySwatsState(NamedTuple):
             "learning_rate": self.applied_learning_rate,
             "switch_step": self.switch_step,
         }
+
+    def estimates(self) -> moments.Estimates:
+        """The moments in Adam's phase, then NaN: see `moments.Estimates`."""
+        adam = moments.adam_estimates(self, self.mu, self.nu)
+
+        def rule(
+            g: jax.Array, mu: jax.Array, nu: jax.Array
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
+            return moments.blank_where(
+                unboxed(self.switch_step) >= 0, adam.rule(g, mu, nu)
+            )
+
+        return adam._replace(rule=rule)
 
 
 def swats_leaf(

@@ -1,0 +1,70 @@
+"""What States say of their moments: m_hat over the denominator is the step they took."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adamx
+from adamx import moments
+
+SHAPE = (6, 5)
+# By factory, arguments; and what the update is of m_hat / denominator.
+WHOLE = {
+    "adam": (adamx.scale_by_adam, {"b2": 0.97, "eps": 1e-3}),
+    "adam, eps_root": (adamx.scale_by_adam, {"eps_root": 1e-2}),
+    "amsgrad": (adamx.scale_by_amsgrad, {"eps": 1e-3}),
+    "amsgrad, of nu": (adamx.scale_by_amsgrad, {"maximum_of": "nu", "eps": 1e-3}),
+    "amsgrad, uncorrected": (
+        adamx.scale_by_amsgrad,
+        {"bias_correction_mu": False, "bias_correction_nu": False},
+    ),
+    "adamax": (adamx.scale_by_adamax, {"b2": 0.9, "eps": 1e-2}),
+    "adopt": (adamx.scale_by_adopt, {"b2": 0.97}),
+    "ademamix": (adamx.scale_by_ademamix, {"alpha": 4.0, "eps": 1e-3}),
+    "adam_mini": (adamx.scale_by_adam_mini, {"eps": 1e-3}),
+    "sparse_adam": (adamx.scale_by_sparse_adam, {"eps": 1e-3}),
+    "sparse_adam, by row": (adamx.scale_by_sparse_adam, {"per_row_count": True}),
+    "rms": (adamx.scale_by_rms, {"eps": 1e-3}),
+    "rms, outside": (adamx.scale_by_rms, {"eps": 1e-3, "eps_in_sqrt": False}),
+    "rms, centered": (adamx.scale_by_rms, {"centered": True, "bias_correction": True}),
+    "int8": (
+        adamx.scale_by_adam,
+        {
+            "mu_dtype": adamx.codecs.int8(min_size=0),
+            "nu_dtype": adamx.codecs.int8(min_size=0),
+        },
+    ),
+}
+
+
+def run(tx, steps=4):
+    params = {"a": {"w": jnp.ones(SHAPE)}}
+    state = tx.init(params)
+    for seed in range(steps):
+        noise = np.random.default_rng(seed).standard_normal(SHAPE)
+        noise *= 10.0 ** np.arange(-4, 1)
+        grads = {"a": {"w": jnp.asarray(noise, jnp.float32)}}
+        updates, state = jax.jit(tx.update)(grads, state, params)
+    return grads["a"]["w"], updates["a"]["w"], state
+
+
+def estimate(state, gradient):
+    (found,) = moments.estimating_states(state)
+    estimates = found.estimates()
+    held = [moments.moment_paths(m)["a/w"] for m in estimates.moments]
+    wide = [moments.decode(own[0], own[1:], jnp.float32) for own in held]
+    full = [jnp.broadcast_to(x, gradient.shape) for x in wide]
+    return estimates.rule(gradient, *full)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_step_is_the_mean_over_the_denominator(name):
+    factory, arguments = WHOLE[name]
+    gradient, update, state = run(factory(**arguments))
+    mean, root, denominator = estimate(state, gradient)
+    # Codes are rounded behind the step that was taken with what they stand for.
+    tolerance = {"atol": 0.05} if name == "int8" else {"rtol": 3e-6, "atol": 3e-9}
+    np.testing.assert_allclose(mean / denominator, update, **{"rtol": 0} | tolerance)
+    assert np.all(np.asarray(root) >= 0)
+    assert np.all(np.asarray(denominator) >= np.asarray(root) * (1 - 1e-6))
