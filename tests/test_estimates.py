@@ -31,8 +31,8 @@ WHOLE = {
     "int8": (
         adamx.scale_by_adam,
         {
-            "mu_dtype": adamx.codecs.int8(min_size=0),
-            "nu_dtype": adamx.codecs.int8(min_size=0),
+            "mu_dtype": adamx.codecs.int8("column", rounding="nearest", min_size=0),
+            "nu_dtype": adamx.codecs.int8("column", rounding="nearest", min_size=0),
         },
     ),
 }
