@@ -132,8 +132,12 @@ def read(state: PyTree) -> Reading:
     (1, 0.001, 6.0)
     """
     found: dict[str, dict[str, Any]] = {}
-    for path, node in _readable_nodes(state_tree(state), ()):
+    measured: list[Diagnostics] = []
+    for path, node in readable_nodes(state_tree(state)):
         for kind, value in node.readings().items():
+            if isinstance(value, Diagnostics):
+                measured.append(_on_host(value))
+                continue
             groups = value if isinstance(value, Mapping) else {None: value}
             for group, number in groups.items():
                 if number is not None:
@@ -148,12 +152,13 @@ def read(state: PyTree) -> Reading:
         weight_decay=_by_group(found.get("weight_decay")),
         skipped=_by_group(_outermost(found.get("skipped"))),
         switch_step=_by_group(found.get("switch_step")),
+        diagnostics=_joined(measured),
     )
 
 
 def recorded_kinds(state: PyTree) -> set[str]:
     """The kinds of numbers that the States in `state` answer with."""
-    nodes = _readable_nodes(state, ())
+    nodes = readable_nodes(state)
     return {k for _, node in nodes for k, v in node.readings().items() if v is not None}
 
 
@@ -164,7 +169,9 @@ def state_tree(state: PyTree) -> PyTree:
     return state
 
 
-def _readable_nodes(node: PyTree, path: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
+def readable_nodes(
+    node: PyTree, path: tuple[Any, ...] = ()
+) -> Iterator[tuple[Any, Any]]:
     """All readable States from `node` down, with their paths; outer ones first."""
     if isinstance(node, Readable):
         yield path, node
@@ -175,7 +182,7 @@ def _readable_nodes(node: PyTree, path: tuple[Any, ...]) -> Iterator[tuple[Any, 
     )[0]
     for below, child in children:
         if child is not node and isinstance(child, Readable):
-            yield from _readable_nodes(child, path + below)
+            yield from readable_nodes(child, path + below)
 
 
 def unboxed(value: Any) -> Any:
@@ -217,6 +224,25 @@ def _largest(values: Mapping[Any, Any] | None) -> Any:
     if all(isinstance(v, int) for v in candidates):
         return max(candidates)
     return candidates[0]
+
+
+def _on_host(measured: Diagnostics) -> Diagnostics:
+    layers = {
+        layer: {name: to_host(number) for name, number in numbers.items()}
+        for layer, numbers in measured.layers.items()
+    }
+    return Diagnostics(to_host(measured.count), layers)
+
+
+def _joined(measured: Sequence[Diagnostics]) -> Diagnostics | None:
+    """Diagnostics of several parts of a state as one; of the last step of any."""
+    if len(measured) < 2:
+        return measured[0] if measured else None
+    layers: dict[str, Mapping[str, Number]] = {}
+    for one in measured:
+        layers |= one.layers
+    counts = {i: one.count for i, one in enumerate(measured)}
+    return Diagnostics(_largest(counts), layers)
 
 
 def _outermost(values: Mapping[Any, Any] | None) -> Mapping[Any, Any] | None:

@@ -1,4 +1,4 @@
-"""What States say of their moments: m_hat over the denominator is the step they took."""
+"""States say of their moments: m_hat over the denominator is the step they took."""
 
 import jax
 import jax.numpy as jnp

@@ -9,9 +9,14 @@ import pytest
 import adamx
 from tests import reference
 from tests.helpers import enable_x64, run_updates
-from tests.optimizers_table import LR, ROWS
+from tests.optimizers_table import LR, NAMES, ROWS
 
 STEPS = (1, 2, 10, 100, 1000)
+# All rows; in the quick run, of each name the one that stands for it.
+BY_NAME = [
+    pytest.param(row, marks=[] if row in NAMES else pytest.mark.slow, id=row.id)
+    for row in ROWS
+]
 SIZE = 4099
 
 
@@ -66,7 +71,7 @@ def test_update_error_against_float64(row):
             assert _scaled_error(updates[t - 1], want, size=size) <= row.bar, f"t={t}"
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+@pytest.mark.parametrize("row", BY_NAME)
 def test_x64_is_exact(row):
     steps = 1000
     gradients = _gradients(steps, size=67, dtype=np.float64)
@@ -80,7 +85,7 @@ def test_x64_is_exact(row):
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in ROWS if row.is_complex], ids=lambda row: row.id
+    "row", [param for param in BY_NAME if param.values[0].is_complex]
 )
 def test_complex64_against_complex128(row):
     gradients = _gradients(100, size=257, dtype=np.complex64)

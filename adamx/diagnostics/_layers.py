@@ -1,0 +1,214 @@
+"""Layers: which leaves of the parameters are measured together, and under which name.
+
+A leaf that holds a stack of layers (scanned blocks) is as many layers as its leading
+axis is long.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import serialization
+
+from adamx import _checks, _tree
+from adamx._types import PyTree
+from adamx.reading import group_labels, unboxed
+
+By = str | Sequence[tuple[str, str]] | Callable[[str], str | None]
+Naming = Callable[[str], str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What a State calls its numbers: text beside arrays, a tree without leaves.
+
+    Attributes:
+      single: layers that are one row of numbers.
+      stacked: layers that are one row for each index of a leading axis.
+      numbers: the columns.
+    """
+
+    single: tuple[str, ...]
+    stacked: tuple[str, ...]
+    numbers: tuple[str, ...]
+
+
+jax.tree_util.register_static(Names)
+# No part of a checkpoint: whoever restores one has the names in his own state.
+serialization.register_serialization_state(
+    Names, lambda names: {}, lambda names, stored: names
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A leaf of the parameters, as a part of a layer.
+
+    Attributes:
+      path: of the leaf.
+      rows: length of the stack; 1 where it is none.
+      shape: of one row.
+      samples: how many of its elements are looked at, all of them or fewer.
+    """
+
+    path: str
+    rows: int
+    shape: tuple[int, ...]
+    samples: int
+
+    @property
+    def size(self) -> int:
+        """Elements of one row."""
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer, or a stack of so many rows; its parts are those that have elements."""
+
+    name: str
+    is_stacked: bool
+    rows: int
+    parts: tuple[Part, ...]
+
+
+EXACT = 65_536
+
+
+def check_by(by: Any) -> None:
+    """Raises unless `by` names layers; see `diagnose`."""
+    if by in ("leaf", "group") or callable(by):
+        return
+    if isinstance(by, str) or not isinstance(by, Sequence):
+        raise ValueError(
+            '`by` must be "leaf", "group", a list of (regular expression, name) or a '
+            f"function of a path, got {_checks.describe_value(by)}; e.g. "
+            r"by=[(r'layers/(\d+)/', r'layer \1')]."
+        )
+    for i, rule in enumerate(by):
+        if not isinstance(rule, (tuple, list)) or len(rule) != 2 or rule[0] is None:
+            raise TypeError(
+                f"`by[{i}]` must be a pair (regular expression, name), got "
+                f"{_checks.describe_value(rule)}; e.g. ('embed', 'embedding')."
+            )
+        pattern = _checks.check_pattern(f"by[{i}][0]", rule[0])
+        assert pattern is not None
+        _check_template(i, pattern, rule[1])
+
+
+def _check_template(i: int, pattern: re.Pattern[str], template: Any) -> None:
+    if not isinstance(template, str):
+        raise TypeError(
+            f"`by[{i}][1]` must be the layer's name, got "
+            f"{_checks.describe_value(template)}; e.g. 'embedding'."
+        )
+    try:  # on a match of nothing
+        re.compile(f"{pattern.pattern}|", pattern.flags).sub(template, "")
+    except re.error as error:
+        raise ValueError(
+            f"`by[{i}][1]` must be a name, which may refer to groups of its regular "
+            rf"expression (r'layer \1'), got {template!r}: {error}."
+        ) from None
+
+
+def naming(by: By, group_of: Callable[[str], str | None]) -> Naming:
+    """The layer's name of each path; None where it is not to be measured.
+
+    Args:
+      by: see `diagnose`.
+      group_of: the group of a path, for "group".
+    """
+    if by == "leaf":
+        return lambda path: path
+    if by == "group":
+        return group_of
+    if callable(by):
+        return by
+    rules = [(re.compile(rule), name) for rule, name in by]  # type: ignore[str-unpack]
+
+    def name_of(path: str) -> str | None:
+        for pattern, name in rules:
+            found = pattern.search(path)
+            if found:
+                return found.expand(name)
+        return path
+
+    return name_of
+
+
+def group_names(states: Sequence[tuple[Any, PyTree]]) -> dict[str, str]:
+    """By path of a parameter, the label of the state that holds its moments."""
+    if not states:
+        return {}
+    labels = group_labels([path for path, _ in states])
+    named: dict[str, str] = {}
+    for label, (_, moment) in zip(labels, states, strict=True):
+        for path in _tree.leaves_by_path(moment):
+            named.setdefault(path, label or "all")
+    return named
+
+
+def layers_of(
+    params: PyTree, name_of: Naming, stacked: re.Pattern[str] | None, samples: int
+) -> tuple[Layer, ...]:
+    """The layers of a tree in the order of their first leaves, stacks behind others.
+
+    Args:
+      params: the parameters, or anything with their paths. What has no shape (the
+        placeholder of `optax.tree.map_params`) counts as one element.
+      name_of: of each path; see `naming`.
+      stacked: of paths whose leading axis is a stack of layers.
+      samples: of a layer with more than `EXACT` elements.
+    """
+    found: dict[str, list[tuple[str, bool, tuple[int, ...]]]] = {}
+    for path, leaf in _tree.leaves_by_path(params).items():
+        name = name_of(path)
+        if name is None:
+            continue
+        if not isinstance(name, str):
+            raise TypeError(
+                f"`by` must name a layer for '{path}', or give None, got "
+                f"{_checks.describe_value(name)}."
+            )
+        shape = tuple(getattr(unboxed(leaf), "shape", (1,)))
+        is_stacked = stacked is not None and stacked.search(path) is not None
+        if is_stacked and not shape:
+            raise ValueError(
+                f"`stacked` matches '{path}', which has no axis to split, got the "
+                "shape (). Write an expression for the stacked leaves alone."
+            )
+        found.setdefault(name, []).append((path, is_stacked, shape))
+    layers = [_layer(name, members, samples) for name, members in found.items()]
+    return tuple(sorted(layers, key=lambda layer: layer.is_stacked))
+
+
+def _layer(
+    name: str, members: Sequence[tuple[str, bool, tuple[int, ...]]], samples: int
+) -> Layer:
+    stacks = {
+        (is_stacked, shape[0] if is_stacked else 1) for _, is_stacked, shape in members
+    }
+    if len(stacks) > 1:
+        raise ValueError(
+            f"the leaves of the layer '{name}' must all be stacks of the same length, "
+            f"or none, got {_tree.some([path for path, _, _ in members])}. Give them "
+            "different names with `by`, or change `stacked`."
+        )
+    ((is_stacked, rows),) = stacks
+    shapes = [shape[1:] if is_stacked else shape for _, _, shape in members]
+    sizes = [math.prod(shape) for shape in shapes]
+    total = sum(sizes)
+    counts = sizes if total <= EXACT else [_share(n, total, samples) for n in sizes]
+    parts = [
+        Part(path, rows, shape, count)
+        for (path, _, _), shape, count in zip(members, shapes, counts, strict=True)
+    ]
+    return Layer(name, is_stacked, rows, tuple(p for p in parts if p.samples * rows))
+
+
+def _share(size: int, total: int, samples: int) -> int:
+    """A leaf's part of the samples of a layer: at least one, at most all."""
+    return min(size, max(1, round(samples * size / total))) if size else 0

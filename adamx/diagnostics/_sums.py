@@ -1,0 +1,54 @@
+"""Sums over each of many arrays, row by row."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adamx import _tree
+
+# Many small arrays of one shape are stacked first: a reduction for each would take
+# long to compile (see `_tree.global_sum`).
+_SMALL = 16_384
+_MANY = 4
+
+
+def row_sums(
+    term: Callable[[jax.Array], jax.Array],
+    arrays: Sequence[jax.Array],
+    rows: Sequence[int],
+    is_stack: Sequence[bool],
+) -> list[jax.Array]:
+    """The sum of a real term over each row of each array.
+
+    Args:
+      term: of one array, at least float32.
+      arrays: of the shape (rows, ...), or of any for one row.
+      rows: how many each has.
+      is_stack: whether it is of the first kind.
+
+    Returns:
+      For each array, float32 (float64) of shape (rows,).
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, x in enumerate(arrays):
+        small = 0 < math.prod(x.shape) <= _SMALL
+        sharding = str(getattr(jax.typeof(x), "sharding", None))
+        key = (x.shape, x.dtype, is_stack[i], sharding) if small else i
+        groups.setdefault(key, []).append(i)
+    found: dict[int, jax.Array] = {}
+    for members in groups.values():
+        own = [arrays[i] for i in members]
+        together = [jnp.stack(own)] if len(own) >= _MANY else [x[None] for x in own]
+        first = 2 if is_stack[members[0]] else 1
+        sums = [_sum(term, x, first) for x in together]
+        total = jnp.concatenate(sums)
+        for k, i in enumerate(members):
+            found[i] = total[k].reshape(rows[i])
+    return [found[i] for i in range(len(arrays))]
+
+
+def _sum(term: Callable[[jax.Array], jax.Array], x: jax.Array, first: int) -> jax.Array:
+    return jnp.sum(term(_tree.wide(x)), axis=tuple(range(first, x.ndim)))
