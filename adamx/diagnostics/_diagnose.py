@@ -171,8 +171,7 @@ def diagnose(
         inner_state = tx.init(params)
         _check_has_moments(inner_state)
         probe = probe_of(params, inner_state)
-        rows = sum(layer.rows for layer in probe.layers)
-        table = jnp.full((rows, len(probe.numbers)), jnp.nan, jnp.float32)
+        table = jnp.full((probe.rows, len(probe.numbers)), jnp.nan, jnp.float32)
         single, stacks = _split(probe, table)
         return DiagnoseState(
             count=jnp.zeros((), jnp.int32),

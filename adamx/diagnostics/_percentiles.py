@@ -69,3 +69,22 @@ def _smallest_with(bits: jax.Array, wanted: np.ndarray) -> jax.Array:
     shape = wanted.shape
     start = jnp.zeros(shape, jnp.int32), jnp.full(shape, _INFINITY, jnp.int32)
     return jax.lax.fori_loop(0, 31, halve, start)[1]
+
+
+def percentiles_of(
+    matrices: Sequence[jax.Array], qs: tuple[float, ...]
+) -> list[jax.Array]:
+    """Those of the rows of many matrices; matrices of about one width in one go."""
+    found: dict[int, jax.Array] = {}
+    widths: dict[int, list[int]] = {}
+    for i, x in enumerate(matrices):
+        widths.setdefault((x.shape[1] - 1).bit_length(), []).append(i)
+    for members in widths.values():
+        own = [matrices[i].astype(jnp.float32) for i in members]
+        width = max(x.shape[1] for x in own)
+        counts = [x.shape[1] for x in own for _ in range(x.shape[0])]
+        padded = [jnp.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in own]
+        ends = np.cumsum([x.shape[0] for x in own])[:-1]
+        table = percentiles(jnp.concatenate(padded), counts, qs)
+        found |= dict(zip(members, jnp.split(table, ends), strict=True))
+    return [found[i] for i in range(len(matrices))]

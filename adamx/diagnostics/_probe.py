@@ -2,11 +2,12 @@
 
 In two halves. Before the step: norms of gradient, parameters and updates, and samples
 of the gradient; the old arrays are still there. Behind it: samples of the new moments,
-read from the state in place. Nothing of the size of a parameter is written.
+read from the state in place. Nothing of the size of all parameters is kept.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,14 +17,15 @@ import numpy as np
 from adamx import _tree, moments
 from adamx._types import PyTree, at_least_single
 from adamx.diagnostics._layers import Layer, Part
-from adamx.diagnostics._percentiles import percentiles
-from adamx.diagnostics._sampling import sample, sample_moment
-from adamx.diagnostics._sources import Source, advanced, sources
+from adamx.diagnostics._percentiles import percentiles_of
+from adamx.diagnostics._sampling import sample
+from adamx.diagnostics._sources import sources
 from adamx.diagnostics._sums import row_sums
+from adamx.diagnostics._views import View, views
 from adamx.reading import unboxed
 
 STILL = 0.01  # r below this moves next to nothing
-KINDS = ("r", "m", "sqrt_v", "step")
+RANGES = ("r", "m", "sqrt_v", "step")
 SINGLE = (
     "grad_norm",
     "param_norm",
@@ -35,6 +37,7 @@ SINGLE = (
     "nonfinite",
     "v_change",
 )
+_SAMPLED = RANGES[:3]
 
 
 class Before(NamedTuple):
@@ -56,6 +59,9 @@ class Before(NamedTuple):
 class Probe:
     """What is measured, at every place the same.
 
+    A table has one row for each layer, as many for a stack; its rows are in the order
+    of the layers.
+
     Attributes:
       layers: the layers.
       qs: percentiles, in [0, 100].
@@ -65,47 +71,53 @@ class Probe:
     qs: tuple[float, ...]
 
     @property
+    def numbers(self) -> tuple[str, ...]:
+        """The columns of a table; the last is not shown: median of sqrt(v_hat)."""
+        ranges = [f"{kind}/p{q:g}" for kind in RANGES for q in self.qs]
+        return (*ranges, *SINGLE, "v_median")
+
+    @property
+    def rows(self) -> int:
+        """The length of a table."""
+        return sum(layer.rows for layer in self.layers)
+
+    @functools.cached_property
     def parts(self) -> list[Part]:
         """The parts of all layers, in their order."""
         return [part for layer in self.layers for part in layer.parts]
 
+    @functools.cached_property
+    def places(self) -> list[np.ndarray]:
+        """For each part, the rows of the table that it belongs to."""
+        ends = np.cumsum([layer.rows for layer in self.layers])
+        return [
+            np.arange(end - layer.rows, end)
+            for layer, end in zip(self.layers, ends, strict=True)
+            for _ in layer.parts
+        ]
+
     def before(self, grads: PyTree, params: PyTree | None, updates: PyTree) -> Before:
         """The first half; see `Before`."""
-        by_path = _tree.leaves_by_path(grads)
-        g = [jnp.asarray(unboxed(by_path[part.path])) for part in self.parts]
-        stacked = [layer.is_stacked for layer in self.layers for _ in layer.parts]
         rows = [part.rows for part in self.parts]
+        stacked = [layer.is_stacked for layer in self.layers for _ in layer.parts]
 
-        def squares(tree: PyTree) -> list[jax.Array]:
-            leaves = _tree.leaves_by_path(tree)
-            own = [jnp.asarray(unboxed(leaves[part.path])) for part in self.parts]
-            return row_sums(_tree.abs_squared, own, rows, stacked)
+        def sums(term: Callable[[jax.Array], jax.Array], tree: PyTree) -> Any:
+            return row_sums(term, self._leaves(tree), rows, stacked)
 
-        sums = {"g": row_sums(_tree.abs_squared, g, rows, stacked)}
-        nothing = [jnp.full_like(s, jnp.nan) for s in sums["g"]]
-        params = None if params is None else like_of(grads, params)
-        sums["p"] = nothing if params is None else squares(params)
-        sums["u"] = squares(updates)
-
-        def count() -> list[jax.Array]:
-            return [
-                n.astype(s.dtype)
-                for n, s in zip(
-                    row_sums(_is_bad, g, rows, stacked), sums["g"], strict=True
-                )
-            ]
-
-        # No pass over everything for what is nearly always 0.
-        is_clean = jnp.all(jnp.isfinite(_concatenated(sums["g"])))
-        zeros = [jnp.zeros_like(s) for s in sums["g"]]
-        sums["bad"] = jax.lax.cond(is_clean, lambda: zeros, count)
+        found = {"g": sums(_tree.abs_squared, grads)}
+        found["u"] = sums(_tree.abs_squared, updates)
+        if params is None:
+            found["p"] = [jnp.full_like(x, jnp.nan) for x in found["g"]]
+        else:
+            found["p"] = sums(_tree.abs_squared, like_of(grads, params))
+        found["bad"] = self._nonfinite(lambda: sums(_is_bad, grads), found["g"])
         samples = [
-            sample(x, part.shape, part.rows, part.samples).astype(
-                at_least_single(x.dtype)
+            sample(g, part.shape, part.rows, part.samples).astype(
+                at_least_single(g.dtype)
             )
-            for x, part in zip(g, self.parts, strict=True)
+            for g, part in zip(self._leaves(grads), self.parts, strict=True)
         ]
-        return Before(sums, samples, jnp.ones((), jnp.int32))
+        return Before(found, samples, jnp.ones((), jnp.int32))
 
     def behind(
         self,
@@ -120,192 +132,190 @@ class Probe:
           before: the first.
           counts: of all `sources` of the state before the step.
           state: behind it.
-          previous: the medians of sqrt(v_hat) as measured last, (layer rows,).
+          previous: the medians of sqrt(v_hat) as measured last, (rows,).
 
         Returns:
-          float32 of shape (layer rows, numbers), as `numbers_of` names them.
+          The table, float32 (rows, numbers).
         """
-        found = sources(state)
-        views = [
-            _view(part, g, found, counts)
-            for part, g in zip(self.parts, before.samples, strict=True)
-        ]
-        columns: dict[str, list[Any]] = {name: [] for name in self.numbers}
-        begin = 0
-        rows: list[tuple[str, jax.Array]] = []
-        for layer in self.layers:
-            end = begin + len(layer.parts)
-            own = views[begin:end] or [_blank(jnp.full((layer.rows, 1), jnp.nan))]
-            for kind in KINDS:
-                rows.append((kind, _joined([getattr(v, kind) for v in own])))
-            sums = {k: _total(v[begin:end]) for k, v in before.sums.items()}
-            for name, value in _scalars_of(layer, own, sums).items():
-                columns[name].append(jnp.broadcast_to(value, layer.rows))
-            begin = end
-        qs = (*self.qs, 50.0)
-        tables = _percentiles_of([x for _, x in rows], qs)
-        for (kind, _), table in zip(rows, tables, strict=True):
+        found = views(self.parts, before.samples, sources(state), counts)
+        columns = self._norms(before.sums) | self._shares(found)
+        rate = self._add(found, lambda v: _all_rows(v, v.rate), self._part_of_layer)
+        ranges = self._percentiles(found)
+        ranges["step"] = ranges["r"] * rate[:, None]
+        columns["v_median"] = ranges["sqrt_v"][:, -1]
+        columns["v_change"] = (columns["v_median"] / previous) ** 2 - 1.0
+        for kind in RANGES:
             for i, q in enumerate(self.qs):
-                columns[f"{kind}/p{q:g}"].append(table[:, i])
-            if kind == "sqrt_v":
-                columns["v_median"].append(table[:, -1])
-        done = {k: _concatenated(v) for k, v in columns.items() if v}
-        done["v_change"] = (done["v_median"] / previous) ** 2 - 1.0
-        return jnp.stack([done[name] for name in self.numbers], axis=1)
+                columns[f"{kind}/p{q:g}"] = ranges[kind][:, i]
+        return jnp.stack([columns[name] for name in self.numbers], axis=1)
 
-    @property
-    def numbers(self) -> tuple[str, ...]:
-        """The names of the columns; the last is not shown: median of sqrt(v_hat)."""
-        ranges = [f"{kind}/p{q:g}" for kind in KINDS for q in self.qs]
-        return (*ranges, *SINGLE, "v_median")
+    def _leaves(self, tree: PyTree) -> list[jax.Array]:
+        by_path = _tree.leaves_by_path(tree)
+        return [jnp.asarray(unboxed(by_path[part.path])) for part in self.parts]
+
+    def _nonfinite(
+        self, count: Callable[[], list[jax.Array]], squares: list[jax.Array]
+    ) -> list[jax.Array]:
+        """The number of non-finite elements: no pass over all for what is mostly 0."""
+        if not squares:
+            return []
+        zeros = [jnp.zeros_like(s) for s in squares]
+        is_clean = jnp.all(jnp.isfinite(jnp.concatenate(squares)))
+
+        def counted() -> list[jax.Array]:
+            pairs = zip(count(), zeros, strict=True)
+            return [n.astype(zero.dtype) for n, zero in pairs]
+
+        return jax.lax.cond(is_clean, lambda: zeros, counted)
+
+    # ------------------------------------------------- from rows of parts to the table
+
+    def _scattered(self, places: Sequence[np.ndarray], values: Any) -> jax.Array:
+        total = jnp.zeros(self.rows, jnp.float32)
+        if not places:
+            return total
+        flat = jnp.concatenate([v.astype(jnp.float32) for v in values])
+        return total.at[np.concatenate(places)].add(flat)
+
+    def _add(
+        self,
+        found: Sequence[View],
+        function: Callable[[View], jax.Array],
+        weights: Callable[[int], float],
+    ) -> jax.Array:
+        """The sum over the parts of each row of a number by row, with weights."""
+        places, values = [], []
+        for view in found:
+            own = [np.full(self.parts[i].rows, weights(i)) for i in view.members]
+            places += [self.places[i] for i in view.members]
+            values.append(function(view) * np.concatenate(own).astype(np.float32))
+        return self._scattered(places, values)
+
+    def _density(self, i: int) -> float:
+        """Elements of a part that one of its samples stands for."""
+        return self.parts[i].size / self.parts[i].samples
+
+    def _part_of_layer(self, i: int) -> float:
+        """The share of a part in its layer's elements."""
+        return self.parts[i].size / self._sizes[self.places[i][0]]
+
+    @functools.cached_property
+    def _sizes(self) -> np.ndarray:
+        """Elements of each row; NaN for none, of which there are no shares."""
+        sizes = np.zeros(self.rows)
+        for part, place in zip(self.parts, self.places, strict=True):
+            sizes[place] += part.size
+        return np.where(sizes > 0, sizes, np.nan)
+
+    def _norms(self, sums: dict[str, list[jax.Array]]) -> dict[str, jax.Array]:
+        total = {name: self._scattered(self.places, own) for name, own in sums.items()}
+        g, p, u = (jnp.sqrt(total[name]) for name in ("g", "p", "u"))
+        return {
+            "grad_norm": g,
+            "param_norm": p,
+            "update_norm": u,
+            "update_ratio": jnp.where(p == 0, jnp.nan, u / p),
+            "nonfinite": total["bad"],
+        }
+
+    def _shares(self, found: Sequence[View]) -> dict[str, jax.Array]:
+        """Shares of the elements, and the cosine."""
+
+        def share(is_so: Callable[[View], jax.Array]) -> jax.Array:
+            def count(view: View) -> jax.Array:
+                known = jnp.where(jnp.isnan(view.r), jnp.nan, is_so(view))
+                return jnp.sum(known, axis=1)
+
+            return self._add(found, count, self._density) / self._sizes
+
+        largest = {name: self._most(found, name) for name in ("g", "mean")}
+
+        def product(a: str, b: str) -> jax.Array:
+            def total(view: View) -> jax.Array:
+                # Squares of small gradients are 0 in float32.
+                x, y = (
+                    moments.scale(getattr(view, n), self._inverse(view, largest[n]))
+                    for n in (a, b)
+                )
+                return jnp.sum(_tree.real_product(x, y), axis=1)
+
+            return self._add(found, total, self._density)
+
+        size = jnp.sqrt(product("g", "g")) * jnp.sqrt(product("mean", "mean"))
+        return {
+            "eps_share": share(lambda v: v.denominator > 2.0 * v.sqrt_v),
+            "still_share": share(lambda v: v.r < STILL),
+            "cosine": moments.divide_or_zero(product("g", "mean"), size),
+        }
+
+    def _most(self, found: Sequence[View], name: str) -> jax.Array:
+        """The largest modulus in each row of the table."""
+        most = jnp.zeros(self.rows, jnp.float32)
+        for view in found:
+            places = np.concatenate([self.places[i] for i in view.members])
+            own = jnp.max(jnp.abs(getattr(view, name)), axis=1)
+            most = most.at[places].max(own.astype(jnp.float32))
+        return most
+
+    def _inverse(self, view: View, most: jax.Array) -> jax.Array:
+        places = np.concatenate([self.places[i] for i in view.members])
+        own = most[places]
+        return (1.0 / jnp.where(own == 0, 1.0, own))[:, None]
+
+    def _percentiles(self, found: Sequence[View]) -> dict[str, jax.Array]:
+        """By kind, the percentiles and the median: (rows, percentiles + 1)."""
+        blocks = self._blocks(found)
+        places = [place for place, _ in blocks for _ in _SAMPLED]
+        kinds = [k for _ in blocks for k in range(len(_SAMPLED))]
+        matrices = [_columns(slices, kind) for _, slices in blocks for kind in _SAMPLED]
+        whole = jnp.full((len(_SAMPLED), self.rows, len(self.qs) + 1), jnp.nan)
+        for k, place, table in zip(
+            kinds, places, percentiles_of(matrices, (*self.qs, 50.0)), strict=True
+        ):
+            whole = whole.at[k, place].set(table)
+        return dict(zip(_SAMPLED, whole, strict=True))
+
+    def _blocks(
+        self, found: Sequence[View]
+    ) -> list[tuple[np.ndarray, list[tuple[View, int, int]]]]:
+        """Rows of the table, and where their samples are: (view, first row, end).
+
+        A view is one block where each of its parts is a whole layer.
+        """
+        at: dict[int, tuple[View, int, int]] = {}
+        whole: list[tuple[np.ndarray, list[tuple[View, int, int]]]] = []
+        alone = {layer.parts[0] for layer in self.layers if len(layer.parts) == 1}
+        for view in found:
+            begin = 0
+            for i in view.members:
+                end = begin + self.parts[i].rows
+                at[i] = (view, begin, end)
+                begin = end
+            if all(self.parts[i] in alone for i in view.members):
+                places = np.concatenate([self.places[i] for i in view.members])
+                whole.append((places, [(view, 0, begin)]))
+                for i in view.members:
+                    del at[i]
+        i = 0
+        for layer in self.layers:
+            own = [at[k] for k in range(i, i + len(layer.parts)) if k in at]
+            if own:
+                whole.append((self.places[i], own))
+            i += len(layer.parts)
+        return whole
 
 
-class _View(NamedTuple):
-    """A part's sample: (rows, samples) each, and for each row what they add up to."""
-
-    r: jax.Array
-    m: jax.Array
-    sqrt_v: jax.Array
-    step: jax.Array
-    gradient: jax.Array
-    mean: jax.Array
-    is_small: jax.Array
-    weight: float
+def _columns(slices: Sequence[tuple[View, int, int]], kind: str) -> jax.Array:
+    own = [getattr(view, kind)[begin:end] for view, begin, end in slices]
+    return own[0] if len(own) == 1 else jnp.concatenate(own, axis=1)
 
 
-def _view(
-    part: Part, g: jax.Array, found: Sequence[Source], counts: Sequence[Any]
-) -> _View:
-    """What the moments of a part say; NaN where there are none."""
-    real = jnp.zeros((), g.real.dtype)
-    blank = jnp.full(g.shape, jnp.nan, real.dtype)
-    mean, root, denominator = jnp.full_like(g, jnp.nan), blank, blank
-    rate = jnp.full((), jnp.nan, real.dtype)
-    is_first = True
-    for source, count in reversed(list(zip(found, counts, strict=True))):
-        if not source.holds(part.path):
-            continue
-        held = [
-            sample_moment(stored[part.path], part.shape, part.rows, part.samples)
-            for stored in source.stored
-        ]
-        new = (*source.estimates.rule(g, *held), jnp.asarray(source.rate))
-        # Of several (stages), the one that took this step.
-        is_at_work = None if is_first else advanced(source, count)
-        if is_at_work is not None:
-            old = (mean, root, denominator, rate)
-            new = tuple(
-                jnp.where(is_at_work, x, y) for x, y in zip(new, old, strict=True)
-            )
-        mean, root, denominator, rate = new
-        is_first = False
-    size = jnp.abs(mean)
-    r = moments.divide_or_zero(size, denominator)
-    return _View(
-        r=r,
-        m=size,
-        sqrt_v=root,
-        step=r * rate.astype(r.dtype),
-        gradient=g,
-        mean=mean,
-        is_small=jnp.where(jnp.isnan(root), jnp.nan, denominator > 2.0 * root),
-        weight=part.size / part.samples,
-    )
-
-
-def _scalars_of(
-    layer: Layer, views: Sequence[_View], sums: dict[str, Any]
-) -> dict[str, jax.Array]:
-    """The numbers of one layer, or of a stack of them, that are no percentiles."""
-    total = float(sum(part.size for part in layer.parts)) or 1.0
-
-    def share(values: Sequence[jax.Array]) -> jax.Array:
-        pairs = zip(values, views, strict=True)
-        added = [v.weight * jnp.sum(x, axis=1) for x, v in pairs]
-        return sum(added[1:], added[0]) / total
-
-    is_still = [jnp.where(jnp.isnan(v.r), jnp.nan, v.r < STILL) for v in views]
-    norms = {name: jnp.sqrt(sums[name]) for name in ("g", "p", "u")}
-    return {
-        "grad_norm": norms["g"],
-        "param_norm": norms["p"],
-        "update_norm": norms["u"],
-        "update_ratio": jnp.where(norms["p"] > 0, norms["u"] / norms["p"], jnp.nan),
-        "eps_share": share([v.is_small for v in views]),
-        "still_share": share(is_still),
-        "cosine": _cosine(views),
-        "nonfinite": sums["bad"],
-    }
-
-
-def _cosine(views: Sequence[_View]) -> jax.Array:
-    """Of gradient and m_hat, over the samples; 0 where either is 0."""
-
-    def unit(arrays: Sequence[jax.Array]) -> list[jax.Array]:
-        # Squares of small gradients are 0 in float32.
-        largest = [jnp.max(jnp.abs(x), axis=1, keepdims=True) for x in arrays]
-        most = largest[0]
-        for other in largest[1:]:
-            most = jnp.maximum(most, other)
-        safe = jnp.where(most == 0, jnp.ones_like(most), most)
-        return [moments.scale(x, 1.0 / safe) for x in arrays]
-
-    g, m = unit([v.gradient for v in views]), unit([v.mean for v in views])
-
-    def total(x: Sequence[jax.Array], y: Sequence[jax.Array]) -> jax.Array:
-        return sum(  # type: ignore[return-value]
-            v.weight * jnp.sum(_tree.real_product(a, b), axis=1)
-            for v, a, b in zip(views, x, y, strict=True)
-        )
-
-    size = jnp.sqrt(total(g, g)) * jnp.sqrt(total(m, m))
-    return moments.divide_or_zero(total(g, m), size)
-
-
-def _percentiles_of(
-    rows: Sequence[jax.Array], qs: tuple[float, ...]
-) -> list[jax.Array]:
-    """Those of each matrix's rows; matrices of about one width in one go."""
-    found: list[Any] = [None] * len(rows)
-    widths: dict[int, list[int]] = {}
-    for i, x in enumerate(rows):
-        widths.setdefault(1 << (x.shape[1] - 1).bit_length(), []).append(i)
-    for members in widths.values():
-        width = max(rows[i].shape[1] for i in members)
-        counts = [rows[i].shape[1] for i in members for _ in range(rows[i].shape[0])]
-        padded = [
-            jnp.pad(
-                rows[i].astype(jnp.float32), ((0, 0), (0, width - rows[i].shape[1]))
-            )
-            for i in members
-        ]
-        table = percentiles(jnp.concatenate(padded), counts, qs)
-        ends = np.cumsum([rows[i].shape[0] for i in members])
-        for i, own in zip(members, jnp.split(table, ends[:-1]), strict=True):
-            found[i] = own
-    return found
-
-
-def _blank(g: jax.Array) -> _View:
-    """The sample of a layer without elements."""
-    return _View(r=g, m=g, sqrt_v=g, step=g, gradient=g, mean=g, is_small=g, weight=1.0)
-
-
-def _total(sums: Sequence[jax.Array]) -> jax.Array:
-    """Of the parts of a layer; 0 where there are none."""
-    return sum(sums[1:], sums[0]) if sums else jnp.zeros(())
+def _all_rows(view: View, x: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(x, view.r.shape[:1])
 
 
 def _is_bad(x: jax.Array) -> jax.Array:
     return (~jnp.isfinite(x)).astype(x.real.dtype)
-
-
-def _joined(arrays: Sequence[jax.Array]) -> jax.Array:
-    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=1)
-
-
-def _concatenated(vectors: Sequence[jax.Array]) -> jax.Array:
-    return jnp.concatenate([v.astype(jnp.float32) for v in vectors])
 
 
 def like_of(grads: PyTree, params: PyTree) -> PyTree:

@@ -11,13 +11,10 @@ median for 2,048.
 
 import functools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from adamx import moments
 
 _GOLDEN = 0.6180339887498949
 
@@ -56,14 +53,3 @@ def sample(x: jax.Array, shape: tuple[int, ...], rows: int, count: int) -> jax.A
     return (
         jnp.broadcast_to(found, (count,)).reshape(1, count) if not is_stack else found
     )
-
-
-def sample_moment(
-    stored: Sequence[jax.Array], shape: tuple[int, ...], rows: int, count: int
-) -> jax.Array:
-    """The sample of a stored moment, an array or codes and scales; float32 or wider."""
-    codes, *scales = [sample(x, shape, rows, count) for x in stored]
-    if jnp.iscomplexobj(codes):
-        return codes
-    wide = jnp.float64 if codes.dtype == jnp.float64 else jnp.float32
-    return moments.decode(codes, tuple(scales), wide)

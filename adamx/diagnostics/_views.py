@@ -1,0 +1,131 @@
+"""Samples of the moments, of many leaves at a time.
+
+Parts of layers whose samples are equally long and are read by the same rule are stacked
+to one matrix: a program for each leaf of a large model would take minutes to compile.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adamx import moments
+from adamx.diagnostics._layers import Part
+from adamx.diagnostics._sampling import sample
+from adamx.diagnostics._sources import Source, advanced
+
+
+class View(NamedTuple):
+    """The samples of several parts: (rows, samples) each.
+
+    Attributes:
+      members: indices of the parts, whose rows follow one another.
+      g, mean: gradient and m_hat.
+      r, m, sqrt_v: r, |m_hat|, sqrt(v_hat).
+      denominator: what m_hat is divided by.
+      rate: scalar, the learning rate.
+    """
+
+    members: tuple[int, ...]
+    g: jax.Array
+    mean: jax.Array
+    r: jax.Array
+    m: jax.Array
+    sqrt_v: jax.Array
+    denominator: jax.Array
+    rate: jax.Array
+
+
+def views(
+    parts: Sequence[Part],
+    gradients: Sequence[jax.Array],
+    found: Sequence[Source],
+    counts: Sequence[Any],
+) -> list[View]:
+    """The samples of all parts.
+
+    Args:
+      parts: the parts.
+      gradients: the sample of each.
+      found: the states with moments.
+      counts: of each of them, before the step.
+    """
+    groups: dict[Any, list[int]] = {}
+    held: list[list[tuple[int, list[list[jax.Array]]]]] = []
+    for i, part in enumerate(parts):
+        own = [
+            (k, [_samples(stored[part.path], part) for stored in source.stored])
+            for k, source in enumerate(found)
+            if source.holds(part.path)
+        ]
+        held.append(own)
+        form = [(k, jax.tree.map(_kind, stored)) for k, stored in own]
+        key = (gradients[i].shape[1], gradients[i].dtype, str(form))
+        groups.setdefault(key, []).append(i)
+    return [
+        _view(
+            tuple(members),
+            _stacked([gradients[i] for i in members]),
+            [held[i] for i in members],
+            found,
+            counts,
+        )
+        for members in groups.values()
+    ]
+
+
+def _samples(stored: Sequence[jax.Array], part: Part) -> list[jax.Array]:
+    return [sample(x, part.shape, part.rows, part.samples) for x in stored]
+
+
+def _kind(x: jax.Array) -> str:
+    """The dtype; and the sharding, where it is a part of the type."""
+    return f"{x.dtype} {getattr(jax.typeof(x), 'sharding', None)}"
+
+
+def _stacked(arrays: Sequence[jax.Array]) -> jax.Array:
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays)
+
+
+def _view(
+    members: tuple[int, ...],
+    g: jax.Array,
+    held: Sequence[Sequence[tuple[int, list[list[jax.Array]]]]],
+    found: Sequence[Source],
+    counts: Sequence[Any],
+) -> View:
+    """What the moments of some parts say; NaN where there are none."""
+    blank = jnp.full(g.shape, jnp.nan, g.real.dtype)
+    now: tuple[Any, ...] = (jnp.full_like(g, jnp.nan), blank, blank, jnp.nan)
+    # Of several (stages), the one that took this step; none has: the first.
+    for position in reversed(range(len(held[0]))):
+        k = held[0][position][0]
+        ways = [own[position][1] for own in held]
+        new: tuple[Any, ...] = (*_estimate(found[k], g, ways), found[k].rate)
+        is_first = position == len(held[0]) - 1
+        is_at_work = None if is_first else advanced(found[k], counts[k])
+        if is_at_work is not None:
+            new = tuple(
+                jnp.where(is_at_work, x, y) for x, y in zip(new, now, strict=True)
+            )
+        now = new
+    mean, root, denominator, rate = now
+    size = jnp.abs(mean)
+    r = moments.divide_or_zero(size, denominator)
+    rate = jnp.asarray(rate, jnp.float32)
+    return View(members, g, mean, r, size, root, denominator, rate)
+
+
+def _estimate(
+    source: Source, g: jax.Array, ways: Sequence[list[list[jax.Array]]]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The estimates of parts from the samples of their stored arrays."""
+    wide = []
+    for arrays in zip(*ways, strict=True):  # of one moment, for each part
+        codes, *scales = [_stacked(x) for x in zip(*arrays, strict=True)]
+        if not jnp.iscomplexobj(codes):
+            dtype = jnp.float64 if codes.dtype == jnp.float64 else jnp.float32
+            codes = moments.decode(codes, tuple(scales), dtype)
+        wide.append(codes)
+    return source.estimates.rule(g, *wide)
