@@ -201,7 +201,10 @@ def diagnose(
 
         before = scalars_if(is_now, look)
         held = _behind(before.known, state.inner_state)
-        result, inner_state = take(grads, held, params, **extra_args)
+        seen = jax.tree.map(
+            lambda g: moments.behind(before.known, jnp.asarray(g)), grads
+        )
+        result, inner_state = take(seen, held, params, **extra_args)
         counts = [source.count for source in sources(state.inner_state)]
         last = jnp.concatenate([state.single, *state.stacked])
 

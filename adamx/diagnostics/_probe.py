@@ -20,7 +20,7 @@ from adamx.diagnostics._layers import Layer, Part
 from adamx.diagnostics._percentiles import percentiles_of
 from adamx.diagnostics._sampling import sample
 from adamx.diagnostics._sources import sources
-from adamx.diagnostics._sums import row_sums
+from adamx.diagnostics._sums import count_by_row, row_sums
 from adamx.diagnostics._views import View, views
 from adamx.reading import unboxed
 
@@ -44,8 +44,8 @@ class Before(NamedTuple):
     """What is measured before the step; zeros where it is not.
 
     Attributes:
-      sums: by name, for each part (rows,): of |g|^2, |p|^2, |u|^2, and of non-finite
-        elements of g.
+      sums: by name, for each part (rows,): of |g|^2, of the samples' |p|^2 and |u|^2
+        scaled to all elements, and of non-finite elements of g.
       samples: for each part, of g, (rows, samples).
       known: int32, 1 once all of it is.
     """
@@ -100,23 +100,24 @@ class Probe:
         """The first half; see `Before`."""
         rows = [part.rows for part in self.parts]
         stacked = [layer.is_stacked for layer in self.layers for _ in layer.parts]
+        g = self._leaves(grads)
+        # XLA does not know that it is 1: |g|^2 is also a part of the updates, and what
+        # is read twice would be written to memory.
+        one = moments.unrelated(jnp.ones((), jnp.float32))
 
-        def sums(term: Callable[[jax.Array], jax.Array], tree: PyTree) -> Any:
-            return row_sums(term, self._leaves(tree), rows, stacked)
+        def square(x: jax.Array) -> jax.Array:
+            return _tree.abs_squared(moments.scale(x, one.astype(x.real.dtype)))
 
-        found = {"g": sums(_tree.abs_squared, grads)}
-        found["u"] = sums(_tree.abs_squared, updates)
+        exact = row_sums(square, g, rows, stacked)
+        found = {"g": exact, "u": self._sampled_squares(updates)}
         if params is None:
-            found["p"] = [jnp.full_like(x, jnp.nan) for x in found["g"]]
+            found["p"] = [jnp.full_like(x, jnp.nan) for x in exact]
         else:
-            found["p"] = sums(_tree.abs_squared, like_of(grads, params))
-        found["bad"] = self._nonfinite(lambda: sums(_is_bad, grads), found["g"])
-        samples = [
-            sample(g, part.shape, part.rows, part.samples).astype(
-                at_least_single(g.dtype)
-            )
-            for g, part in zip(self._leaves(grads), self.parts, strict=True)
-        ]
+            found["p"] = self._sampled_squares(like_of(grads, params))
+        found["bad"] = self._nonfinite(
+            lambda: count_by_row(_is_bad, g, rows, stacked), exact
+        )
+        samples = self._samples(g)
         return Before(found, samples, jnp.ones((), jnp.int32))
 
     def behind(
@@ -152,6 +153,26 @@ class Probe:
     def _leaves(self, tree: PyTree) -> list[jax.Array]:
         by_path = _tree.leaves_by_path(tree)
         return [jnp.asarray(unboxed(by_path[part.path])) for part in self.parts]
+
+    def _samples(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        pairs = zip(arrays, self.parts, strict=True)
+        found = [(sample(x, p.shape, p.rows, p.samples), x.dtype) for x, p in pairs]
+        return [x.astype(at_least_single(dtype)) for x, dtype in found]
+
+    def _sampled_squares(self, tree: PyTree) -> list[jax.Array]:
+        """The sum of squares of each part, as its sample has it.
+
+        XLA computes updates at the places of the sample alone; for a sum over all
+        elements it would write them to memory, a tree of temporaries.
+        """
+        own = self._samples(self._leaves(tree))
+        sums = row_sums(
+            _tree.abs_squared, own, [p.rows for p in self.parts], [True] * len(own)
+        )
+        return [
+            total * (part.size / part.samples)
+            for total, part in zip(sums, self.parts, strict=True)
+        ]
 
     def _nonfinite(
         self, count: Callable[[], list[jax.Array]], squares: list[jax.Array]
@@ -315,7 +336,7 @@ def _all_rows(view: View, x: jax.Array) -> jax.Array:
 
 
 def _is_bad(x: jax.Array) -> jax.Array:
-    return (~jnp.isfinite(x)).astype(x.real.dtype)
+    return ~jnp.isfinite(x)
 
 
 def like_of(grads: PyTree, params: PyTree) -> PyTree:

@@ -40,14 +40,40 @@ def row_sums(
         groups.setdefault(key, []).append(i)
     found: dict[int, jax.Array] = {}
     for members in groups.values():
-        own = [arrays[i] for i in members]
-        together = [jnp.stack(own)] if len(own) >= _MANY else [x[None] for x in own]
-        first = 2 if is_stack[members[0]] else 1
-        sums = [_sum(term, x, first) for x in together]
-        total = jnp.concatenate(sums)
-        for k, i in enumerate(members):
-            found[i] = total[k].reshape(rows[i])
+        first = int(is_stack[members[0]])
+        if len(members) < _MANY:
+            for i in members:
+                found[i] = _sum(term, arrays[i], first).reshape(rows[i])
+        else:
+            total = _sum(term, jnp.stack([arrays[i] for i in members]), 1 + first)
+            for k, i in enumerate(members):
+                found[i] = total[k].reshape(rows[i])
     return [found[i] for i in range(len(arrays))]
+
+
+def count_by_row(
+    is_so: Callable[[jax.Array], jax.Array],
+    arrays: Sequence[jax.Array],
+    rows: Sequence[int],
+    is_stack: Sequence[bool],
+) -> list[jax.Array]:
+    """How many elements of each row are so; one index of the leading axis at a time.
+
+    XLA writes what it counts to memory: so that this is not an array of all.
+
+    Args:
+      is_so: of an array, bools.
+      arrays, rows, is_stack: as of `row_sums`.
+    """
+
+    def count(x: jax.Array, stacked: bool) -> jax.Array:
+        if x.ndim < 2 and not stacked:
+            return jnp.sum(is_so(x), dtype=jnp.int32)
+        each = jax.lax.map(lambda row: jnp.sum(is_so(row), dtype=jnp.int32), x)
+        return each if stacked else jnp.sum(each)
+
+    triples = zip(arrays, is_stack, rows, strict=True)
+    return [count(x, stacked).reshape(n) for x, stacked, n in triples]
 
 
 def _sum(term: Callable[[jax.Array], jax.Array], x: jax.Array, first: int) -> jax.Array:
