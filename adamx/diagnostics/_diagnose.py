@@ -16,7 +16,6 @@ import optax
 from adamx import _checks, _tree, moments
 from adamx._steps import step_of, with_step
 from adamx._types import GradientTransformation, GradientTransformationExtraArgs, PyTree
-from adamx.compose._choice import scalars_if
 from adamx.diagnostics._layers import (
     By,
     Names,
@@ -199,7 +198,7 @@ def diagnose(
             updates, _ = inner_update(grads, state.inner_state, params, **extra_args)
             return probe.before(grads, params, updates)
 
-        before = scalars_if(is_now, look)
+        before = jax.lax.cond(is_now, look, lambda: probe.nothing(grads, params))
         held = _behind(before.known, state.inner_state)
         seen = jax.tree.map(
             lambda g: moments.behind(before.known, jnp.asarray(g)), grads

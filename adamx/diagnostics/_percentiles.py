@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 _INFINITY = 0x7F800000  # the bits of inf; those of NaN are larger
+# Narrower rows are padded: each width apart would take long to compile.
+_RANGE_OF_WIDTHS = 8
 
 
 def percentiles(
@@ -76,10 +78,14 @@ def percentiles_of(
 ) -> list[jax.Array]:
     """Those of the rows of many matrices; matrices of about one width in one go."""
     found: dict[int, jax.Array] = {}
-    widths: dict[int, list[int]] = {}
-    for i, x in enumerate(matrices):
-        widths.setdefault((x.shape[1] - 1).bit_length(), []).append(i)
-    for members in widths.values():
+    order = sorted(range(len(matrices)), key=lambda i: -matrices[i].shape[1])
+    groups: list[list[int]] = []
+    for i in order:
+        widest = matrices[groups[-1][0]].shape[1] if groups else 0
+        if widest > _RANGE_OF_WIDTHS * matrices[i].shape[1] or not groups:
+            groups.append([])
+        groups[-1].append(i)
+    for members in groups:
         own = [matrices[i].astype(jnp.float32) for i in members]
         width = max(x.shape[1] for x in own)
         counts = [x.shape[1] for x in own for _ in range(x.shape[0])]

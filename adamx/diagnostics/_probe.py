@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx import _tree, moments
-from adamx._types import PyTree, at_least_single
+from adamx._types import PyTree, at_least_single, dtype_of, promote, real_dtype
 from adamx.diagnostics._layers import Layer, Part
 from adamx.diagnostics._percentiles import percentiles_of
 from adamx.diagnostics._sampling import sample
@@ -44,14 +44,17 @@ class Before(NamedTuple):
     """What is measured before the step; zeros where it is not.
 
     Attributes:
-      sums: by name, for each part (rows,): of |g|^2, of the samples' |p|^2 and |u|^2
-        scaled to all elements, and of non-finite elements of g.
-      samples: for each part, of g, (rows, samples).
+      squares: for each part (rows,), the sum of |g|^2.
+      nonfinite: for each part (rows,), the number of non-finite elements of g.
+      gradients, params, updates: the samples of each part, (rows, samples).
       known: int32, 1 once all of it is.
     """
 
-    sums: dict[str, list[jax.Array]]
-    samples: list[jax.Array]
+    squares: list[jax.Array]
+    nonfinite: list[jax.Array]
+    gradients: list[jax.Array]
+    params: list[jax.Array]
+    updates: list[jax.Array]
     known: jax.Array
 
 
@@ -97,9 +100,11 @@ class Probe:
         ]
 
     def before(self, grads: PyTree, params: PyTree | None, updates: PyTree) -> Before:
-        """The first half; see `Before`."""
-        rows = [part.rows for part in self.parts]
-        stacked = [layer.is_stacked for layer in self.layers for _ in layer.parts]
+        """The first half; see `Before`.
+
+        XLA computes updates at the places of the samples alone; for sums over all
+        elements it would write them to memory, a tree of temporaries.
+        """
         g = self._leaves(grads)
         # XLA does not know that it is 1: |g|^2 is also a part of the updates, and what
         # is read twice would be written to memory.
@@ -108,17 +113,45 @@ class Probe:
         def square(x: jax.Array) -> jax.Array:
             return _tree.abs_squared(moments.scale(x, one.astype(x.real.dtype)))
 
-        exact = row_sums(square, g, rows, stacked)
-        found = {"g": exact, "u": self._sampled_squares(updates)}
-        if params is None:
-            found["p"] = [jnp.full_like(x, jnp.nan) for x in exact]
-        else:
-            found["p"] = self._sampled_squares(like_of(grads, params))
-        found["bad"] = self._nonfinite(
-            lambda: count_by_row(_is_bad, g, rows, stacked), exact
+        squares = row_sums(square, g, self._is_stack)
+        below = None if params is None else self._leaves(like_of(grads, params))
+        return Before(
+            squares=squares,
+            nonfinite=self._nonfinite(g, squares),
+            gradients=self._samples(g),
+            params=[] if below is None else self._samples(below),
+            updates=[
+                x.astype(zero.dtype)
+                for x, zero in zip(
+                    self._samples(self._leaves(updates)),
+                    self.nothing(grads, params).updates,
+                    strict=True,
+                )
+            ],
+            known=jnp.ones((), jnp.int32),
         )
-        samples = self._samples(g)
-        return Before(found, samples, jnp.ones((), jnp.int32))
+
+    def nothing(self, grads: PyTree, params: PyTree | None) -> Before:
+        """Zeros in the place of the first half."""
+        below = None if params is None else like_of(grads, params)
+        dtypes = self._dtypes(grads)
+        of_params = None if below is None else self._dtypes(below)
+        # As wide as both, whatever is emitted: it is but measured.
+        widest = list(map(promote, dtypes, of_params or dtypes))
+
+        def zeros(dtypes: Sequence[Any]) -> list[jax.Array]:
+            pairs = zip(dtypes, self.parts, strict=True)
+            return [jnp.zeros((p.rows, p.samples), dtype) for dtype, p in pairs]
+
+        pairs = zip(dtypes, self.parts, strict=True)
+        return Before(
+            squares=[jnp.zeros(p.rows, real_dtype(dtype)) for dtype, p in pairs],
+            nonfinite=[jnp.zeros(p.rows, jnp.int32) for p in self.parts],
+            gradients=zeros(dtypes),
+            params=[] if of_params is None else zeros(of_params),
+            updates=zeros(widest),
+            known=jnp.zeros((), jnp.int32),
+        )
 
     def behind(
         self,
@@ -138,8 +171,9 @@ class Probe:
         Returns:
           The table, float32 (rows, numbers).
         """
-        found = views(self.parts, before.samples, sources(state), counts)
-        columns = self._norms(before.sums) | self._shares(found)
+        samples = (before.gradients, before.params, before.updates)
+        found = views(self.parts, samples, sources(state), counts)
+        columns = self._norms(before, found) | self._shares(found)
         rate = self._add(found, lambda v: _all_rows(v, v.rate), self._part_of_layer)
         ranges = self._percentiles(found)
         ranges["step"] = ranges["r"] * rate[:, None]
@@ -150,44 +184,38 @@ class Probe:
                 columns[f"{kind}/p{q:g}"] = ranges[kind][:, i]
         return jnp.stack([columns[name] for name in self.numbers], axis=1)
 
+    @functools.cached_property
+    def _is_stack(self) -> list[bool]:
+        return [layer.is_stacked for layer in self.layers for _ in layer.parts]
+
     def _leaves(self, tree: PyTree) -> list[jax.Array]:
         by_path = _tree.leaves_by_path(tree)
         return [jnp.asarray(unboxed(by_path[part.path])) for part in self.parts]
 
+    def _dtypes(self, tree: PyTree) -> list[Any]:
+        by_path = _tree.leaves_by_path(tree)
+        found = [dtype_of(unboxed(by_path[part.path])) for part in self.parts]
+        return [at_least_single(dtype) for dtype in found]
+
     def _samples(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-        pairs = zip(arrays, self.parts, strict=True)
-        found = [(sample(x, p.shape, p.rows, p.samples), x.dtype) for x, p in pairs]
-        return [x.astype(at_least_single(dtype)) for x, dtype in found]
-
-    def _sampled_squares(self, tree: PyTree) -> list[jax.Array]:
-        """The sum of squares of each part, as its sample has it.
-
-        XLA computes updates at the places of the sample alone; for a sum over all
-        elements it would write them to memory, a tree of temporaries.
-        """
-        own = self._samples(self._leaves(tree))
-        sums = row_sums(
-            _tree.abs_squared, own, [p.rows for p in self.parts], [True] * len(own)
-        )
         return [
-            total * (part.size / part.samples)
-            for total, part in zip(sums, self.parts, strict=True)
+            sample(x, p.shape, p.rows, p.samples).astype(at_least_single(x.dtype))
+            for x, p in zip(arrays, self.parts, strict=True)
         ]
 
     def _nonfinite(
-        self, count: Callable[[], list[jax.Array]], squares: list[jax.Array]
+        self, arrays: list[jax.Array], squares: list[jax.Array]
     ) -> list[jax.Array]:
         """The number of non-finite elements: no pass over all for what is mostly 0."""
         if not squares:
             return []
-        zeros = [jnp.zeros_like(s) for s in squares]
+        zeros = [jnp.zeros_like(s, jnp.int32) for s in squares]
         is_clean = jnp.all(jnp.isfinite(jnp.concatenate(squares)))
-
-        def counted() -> list[jax.Array]:
-            pairs = zip(count(), zeros, strict=True)
-            return [n.astype(zero.dtype) for n, zero in pairs]
-
-        return jax.lax.cond(is_clean, lambda: zeros, counted)
+        return jax.lax.cond(
+            is_clean,
+            lambda: zeros,
+            lambda: count_by_row(_is_bad, arrays, self._is_stack),
+        )
 
     # ------------------------------------------------- from rows of parts to the table
 
@@ -228,15 +256,23 @@ class Probe:
             sizes[place] += part.size
         return np.where(sizes > 0, sizes, np.nan)
 
-    def _norms(self, sums: dict[str, list[jax.Array]]) -> dict[str, jax.Array]:
-        total = {name: self._scattered(self.places, own) for name, own in sums.items()}
-        g, p, u = (jnp.sqrt(total[name]) for name in ("g", "p", "u"))
+    def _norms(self, before: Before, found: Sequence[View]) -> dict[str, jax.Array]:
+        def norm(name: str) -> jax.Array:
+            def squares(view: View) -> jax.Array:
+                x = getattr(view, name)
+                if x is None:
+                    return _all_rows(view, jnp.float32(jnp.nan))
+                return jnp.sum(_tree.abs_squared(x), axis=1)
+
+            return jnp.sqrt(self._add(found, squares, self._density))
+
+        p, u = norm("params"), norm("updates")
         return {
-            "grad_norm": g,
+            "grad_norm": jnp.sqrt(self._scattered(self.places, before.squares)),
             "param_norm": p,
             "update_norm": u,
             "update_ratio": jnp.where(p == 0, jnp.nan, u / p),
-            "nonfinite": total["bad"],
+            "nonfinite": self._scattered(self.places, before.nonfinite),
         }
 
     def _shares(self, found: Sequence[View]) -> dict[str, jax.Array]:

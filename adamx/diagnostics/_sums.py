@@ -18,7 +18,6 @@ _MANY = 4
 def row_sums(
     term: Callable[[jax.Array], jax.Array],
     arrays: Sequence[jax.Array],
-    rows: Sequence[int],
     is_stack: Sequence[bool],
 ) -> list[jax.Array]:
     """The sum of a real term over each row of each array.
@@ -26,11 +25,55 @@ def row_sums(
     Args:
       term: of one array, at least float32.
       arrays: of the shape (rows, ...), or of any for one row.
-      rows: how many each has.
       is_stack: whether it is of the first kind.
 
     Returns:
       For each array, float32 (float64) of shape (rows,).
+    """
+
+    def total(x: jax.Array, first: int) -> jax.Array:
+        return jnp.sum(term(_tree.wide(x)), axis=tuple(range(first, x.ndim)))
+
+    return _by_shape(total, total, arrays, is_stack)
+
+
+def count_by_row(
+    is_so: Callable[[jax.Array], jax.Array],
+    arrays: Sequence[jax.Array],
+    is_stack: Sequence[bool],
+) -> list[jax.Array]:
+    """How many elements of each row are so.
+
+    Args:
+      is_so: of an array, bools.
+      arrays, is_stack: as of `row_sums`.
+    """
+
+    def count(x: jax.Array, first: int) -> jax.Array:
+        axes = tuple(range(first, x.ndim))
+        return jnp.sum(is_so(x), axis=axes, dtype=jnp.int32)
+
+    def in_turn(x: jax.Array, first: int) -> jax.Array:
+        # XLA writes what it counts to memory: one index of an axis at a time.
+        if x.ndim < 2:
+            return count(x, first)
+        each = jax.lax.map(lambda row: jnp.sum(is_so(row), dtype=jnp.int32), x)
+        return each if first else jnp.sum(each)
+
+    return _by_shape(count, in_turn, arrays, is_stack)
+
+
+def _by_shape(
+    many: Callable[[jax.Array, int], jax.Array],
+    one: Callable[[jax.Array, int], jax.Array],
+    arrays: Sequence[jax.Array],
+    is_stack: Sequence[bool],
+) -> list[jax.Array]:
+    """A function of each array; of small ones of one shape, which are stacked, at once.
+
+    Args:
+      many, one: of an array and its number of leading axes that stay.
+      arrays, is_stack: as of `row_sums`.
     """
     groups: dict[Any, list[int]] = {}
     for i, x in enumerate(arrays):
@@ -42,39 +85,8 @@ def row_sums(
     for members in groups.values():
         first = int(is_stack[members[0]])
         if len(members) < _MANY:
-            for i in members:
-                found[i] = _sum(term, arrays[i], first).reshape(rows[i])
+            found |= {i: one(arrays[i], first) for i in members}
         else:
-            total = _sum(term, jnp.stack([arrays[i] for i in members]), 1 + first)
-            for k, i in enumerate(members):
-                found[i] = total[k].reshape(rows[i])
-    return [found[i] for i in range(len(arrays))]
-
-
-def count_by_row(
-    is_so: Callable[[jax.Array], jax.Array],
-    arrays: Sequence[jax.Array],
-    rows: Sequence[int],
-    is_stack: Sequence[bool],
-) -> list[jax.Array]:
-    """How many elements of each row are so; one index of the leading axis at a time.
-
-    XLA writes what it counts to memory: so that this is not an array of all.
-
-    Args:
-      is_so: of an array, bools.
-      arrays, rows, is_stack: as of `row_sums`.
-    """
-
-    def count(x: jax.Array, stacked: bool) -> jax.Array:
-        if x.ndim < 2 and not stacked:
-            return jnp.sum(is_so(x), dtype=jnp.int32)
-        each = jax.lax.map(lambda row: jnp.sum(is_so(row), dtype=jnp.int32), x)
-        return each if stacked else jnp.sum(each)
-
-    triples = zip(arrays, is_stack, rows, strict=True)
-    return [count(x, stacked).reshape(n) for x, stacked, n in triples]
-
-
-def _sum(term: Callable[[jax.Array], jax.Array], x: jax.Array, first: int) -> jax.Array:
-    return jnp.sum(term(_tree.wide(x)), axis=tuple(range(first, x.ndim)))
+            table = many(jnp.stack([arrays[i] for i in members]), 1 + first)
+            found |= {i: table[k] for k, i in enumerate(members)}
+    return [jnp.atleast_1d(found[i]) for i in range(len(arrays))]

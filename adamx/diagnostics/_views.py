@@ -22,6 +22,7 @@ class View(NamedTuple):
     Attributes:
       members: indices of the parts, whose rows follow one another.
       g, mean: gradient and m_hat.
+      params, updates: what they say; params None where they are not known.
       r, m, sqrt_v: r, |m_hat|, sqrt(v_hat).
       denominator: what m_hat is divided by.
       rate: scalar, the learning rate.
@@ -35,11 +36,13 @@ class View(NamedTuple):
     sqrt_v: jax.Array
     denominator: jax.Array
     rate: jax.Array
+    params: jax.Array | None
+    updates: jax.Array
 
 
 def views(
     parts: Sequence[Part],
-    gradients: Sequence[jax.Array],
+    samples: tuple[Sequence[jax.Array], Sequence[jax.Array], Sequence[jax.Array]],
     found: Sequence[Source],
     counts: Sequence[Any],
 ) -> list[View]:
@@ -47,10 +50,11 @@ def views(
 
     Args:
       parts: the parts.
-      gradients: the sample of each.
+      samples: of gradient, parameters and updates of each; no parameters: not known.
       found: the states with moments.
       counts: of each of them, before the step.
     """
+    gradients, params, updates = samples
     groups: dict[Any, list[int]] = {}
     held: list[list[tuple[int, list[list[jax.Array]]]]] = []
     for i, part in enumerate(parts):
@@ -61,7 +65,8 @@ def views(
         ]
         held.append(own)
         form = [(k, jax.tree.map(_kind, stored)) for k, stored in own]
-        key = (gradients[i].shape[1], gradients[i].dtype, str(form))
+        dtypes = [own[i].dtype for own in samples if own]
+        key = (part.samples, str(dtypes), str(form))
         groups.setdefault(key, []).append(i)
     return [
         _view(
@@ -70,6 +75,9 @@ def views(
             [held[i] for i in members],
             found,
             counts,
+        )._replace(
+            params=_stacked([params[i] for i in members]) if params else None,
+            updates=_stacked([updates[i] for i in members]),
         )
         for members in groups.values()
     ]
@@ -114,7 +122,7 @@ def _view(
     size = jnp.abs(mean)
     r = moments.divide_or_zero(size, denominator)
     rate = jnp.asarray(rate, jnp.float32)
-    return View(members, g, mean, r, size, root, denominator, rate)
+    return View(members, g, mean, r, size, root, denominator, rate, None, g)
 
 
 def _estimate(
