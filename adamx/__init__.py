@@ -21,6 +21,7 @@ schedule_free_eval_params(state, params).
 """
 
 from adamx import codecs as codecs
+from adamx import recipes as recipes
 from adamx import schedules as schedules
 from adamx.apply import apply_updates as apply_updates
 from adamx.compose import AccumulateState as AccumulateState

@@ -1,4 +1,4 @@
-"""The `adamx` command: `python -m adamx optimizers`."""
+"""The `adamx` command: `python -m adamx optimizers`, `python -m adamx recipes`."""
 
 import argparse
 import os
@@ -20,9 +20,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table.add_argument(
         "--markdown", action="store_true", help="print it as README has it"
     )
+    recipes = commands.add_parser(
+        "recipes", help="what to start from, by task: numbers, sources"
+    )
+    recipes.add_argument(
+        "--markdown", action="store_true", help="print it as README has it"
+    )
     options = parser.parse_args(arguments)
     try:
-        if options.markdown:
+        if options.command == "recipes":
+            _print_recipes(options.markdown)
+        elif options.markdown:
             print(catalogue.markdown())
         else:
             _print_table()
@@ -49,6 +57,26 @@ def _print_table() -> None:
     if is_wide:
         table.add_column("source", ratio=2)
     for *row, source in catalogue.rows():
+        table.add_row(*row, *([source] if is_wide else []))
+    console.print(table)
+
+
+def _print_recipes(is_markdown: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if is_markdown:
+        print(catalogue.recipes_markdown())
+        return
+    console = Console()
+    table = Table(title="Recipes of adamx", caption="matrices decay; b1 is 0.9")
+    table.add_column("adamx.recipes.", style="bold", no_wrap=True)
+    table.add_column("when to pick it", ratio=2)
+    table.add_column("numbers", ratio=3)
+    is_wide = console.width >= 100
+    if is_wide:
+        table.add_column("source", ratio=2)
+    for *row, source in catalogue.RECIPES:
         table.add_row(*row, *([source] if is_wide else []))
     console.print(table)
 

@@ -1,6 +1,7 @@
 """The optimizers in one table: when to pick which, what its state costs, its source.
 
-Printed by `python -m adamx optimizers`; the README holds the same table.
+Printed by `python -m adamx optimizers`; the README holds the same table. The recipes in
+another, printed by `python -m adamx recipes`.
 """
 
 import inspect
@@ -155,6 +156,73 @@ OPTIMIZERS = (
 )
 
 
+class Recipe(NamedTuple):
+    """One recipe, as it is without arguments.
+
+    Attributes:
+      name: the public name in `adamx.recipes`, with the argument that selects it.
+      when: when to pick it, in one line.
+      numbers: its chain in words; b1 is 0.9 everywhere.
+      source: authors and year; titles, and which number is whose, are in the docstring.
+    """
+
+    name: str
+    when: str
+    numbers: str
+    source: str
+
+
+RECIPES = (
+    Recipe(
+        "prototype",
+        "the first run of anything; no known length",
+        "Adam, rate 3e-4, b2 0.999, eps 1e-8, clip 1",
+        "Karpathy 2019; Kingma & Ba 2015",
+    ),
+    Recipe(
+        "finetune_transformer",
+        "a pretrained transformer, a small data set",
+        "AdamW, rate 2e-5, warmup 10%, linear to 0, b2 0.999, eps 1e-6, decay 0.01, "
+        "clip 1",
+        "Devlin et al. 2019; Mosbach et al. 2021",
+    ),
+    Recipe(
+        "pretrain_llm",
+        "a language model from scratch",
+        "AdamW, rate 3e-4, warmup 1%, cosine to 10%, b2 0.95, eps 1e-8, decay 0.1, "
+        "clip 1",
+        "Brown et al. 2020; Touvron et al. 2023",
+    ),
+    Recipe(
+        "vision",
+        "a vision transformer from scratch",
+        "AdamW, rate 1e-3, warmup 5/300, cosine to 0, b2 0.999, eps 1e-8, decay 0.05, "
+        "clip 1",
+        "Touvron et al. 2021; Beyer et al. 2022",
+    ),
+    Recipe(
+        'vision(model="resnet")',
+        "a convolutional network from scratch",
+        "Nesterov momentum 0.9, rate 0.1, warmup 5/120, cosine to 0, decay 1e-4 in the "
+        "gradient",
+        "Goyal et al. 2017; He et al. 2019",
+    ),
+    Recipe(
+        "rl",
+        "policies and values: PPO, A2C",
+        "Adam, rate 3e-4, with `total_steps` linear to 0, b2 0.999, eps 1e-5, clip 0.5",
+        "Huang et al. 2022; Schulman et al. 2017",
+    ),
+    Recipe(
+        "sparse_embeddings",
+        "tables whose rows are rarely seen, and a network on them",
+        "Sparse Adam on `tables`, AdamW with decay 0.01 on the rest, rate 1e-3, b2 "
+        "0.999, eps 1e-8",
+        "PyTorch's SparseAdam and AdamW",
+    ),
+)
+
+
 def state_bytes(name: str) -> float:
     """Bytes of state per float32 parameter of a matrix, with default arguments."""
     tx = getattr(optimizers, name)(1e-3)
@@ -184,4 +252,12 @@ def markdown() -> str:
     lines = ["| optimizer | state | decay | when to pick it | source |"]
     lines += ["| --- | ---: | ---: | --- | --- |"]
     lines += ["| " + " | ".join([f"`{name}`", *rest]) + " |" for name, *rest in rows()]
+    return "\n".join(lines)
+
+
+def recipes_markdown() -> str:
+    """The table of recipes as README shows it."""
+    lines = ["| `adamx.recipes` | when to pick it | numbers | source |"]
+    lines += ["| --- | --- | --- | --- |"]
+    lines += ["| " + " | ".join([f"`{name}`", *rest]) + " |" for name, *rest in RECIPES]
     return "\n".join(lines)

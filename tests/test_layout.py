@@ -104,10 +104,10 @@ def _public_functions():
         value = getattr(adamx, name)
         if inspect.isfunction(value):
             yield name, value
-    for name in sorted(vars(adamx.schedules)):
-        value = getattr(adamx.schedules, name)
-        if inspect.isfunction(value) and not name.startswith("_"):
-            yield f"schedules.{name}", value
+    for room in ("schedules", "recipes"):
+        for name, value in sorted(vars(getattr(adamx, room)).items()):
+            if inspect.isfunction(value) and not name.startswith("_"):
+                yield f"{room}.{name}", value
 
 
 FUNCTIONS = dict(_public_functions())
