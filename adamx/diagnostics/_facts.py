@@ -111,6 +111,13 @@ def common_start(names: Sequence[str]) -> str:
     return "".join(f"{part}/" for part in shared)
 
 
+def block(name: str) -> str:
+    """The name up to its first part with a number: "decoder/layer_3"."""
+    parts = name.split("/")
+    numbered = [i for i, part in enumerate(parts) if re.search(r"\d", part)]
+    return "/".join(parts[: numbered[0] + 1]) if numbered else parts[0]
+
+
 def elided(name: str, most: int) -> str:
     """The middle left out, so that at most so many characters remain."""
     if len(name) <= most:

@@ -243,8 +243,9 @@ class History(Sequence[Record]):
         """
         if number not in self.numbers:
             raise ValueError(
-                f"`number` must be one of {_record.known(self.numbers)}, got {number!r};"
-                " they are there once a reading has diagnostics (adamx.diagnose)."
+                f"`number` must be one of {_record.known(self.numbers)}, got "
+                f"{number!r}; they are there once a reading has diagnostics "
+                "(adamx.diagnose)."
             )
         names = self.layers if layers is None else tuple(layers)
         measured = self._measured()

@@ -31,9 +31,9 @@ def to_line(row: Row) -> bytes:
     if row.metrics:
         out["metrics"] = _encoded(row.metrics)
     if row.measured is not None:
-        rows = [
-            [_encoded(x) for x in values] for values in row.measured.values.tolist()
-        ]
+        rows = row.measured.values.tolist()
+        if not np.isfinite(row.measured.values).all():
+            rows = [[_encoded(x) for x in values] for values in rows]
         out["diagnostics"] = {
             "count": row.measured.count,
             "numbers": row.measured.numbers,

@@ -105,7 +105,7 @@ def _map_scale(values: np.ndarray, kind: str) -> Scale:
     if not len(found):
         return Scale(0.1, 1.0, True)
     # A few outliers shall not take all the colours.
-    low, high = (float(x) for x in np.quantile(found, (0.01, 0.99)))
+    low, high = (float(x) for x in np.quantile(found, (0.001, 0.999)))
     return Scale(low, max(high, low * 1.5), True)
 
 
@@ -116,15 +116,11 @@ def _heat_map(layers: Layers, number: str, title: str, meaning: str, kind: str) 
     cells = _heat.quantized(scale.places(values))
     rows = len(layers.names)
     row_height = 20 if rows <= 32 else max(4.0, 640 / rows)
-    every = max(1, round(15 / row_height))
     names = "".join(
-        f'<span style="top:{100 * (i + 0.5) / rows:.2f}%" title="{escape(full)}">'
-        f'<bdi class="wide">{escape(name)}</bdi>'
-        f'<bdi class="narrow">{escape(_facts.elided(name, 20))}</bdi></span>'
-        for i, (name, full) in enumerate(
-            zip(layers.short_names, layers.names, strict=True)
-        )
-        if i % every == 0
+        f'<span style="top:{100 * (i + 0.5) / rows:.2f}%" '
+        f'title="{escape(layers.names[i])}"><bdi class="wide">{escape(name)}</bdi>'
+        f'<bdi class="narrow">{escape(_facts.elided(name, 17))}</bdi></span>'
+        for i, name in _row_labels(layers.short_names, row_height)
     )
     steps = fewer(layers.steps.astype(float), COLUMNS, "mean")
     label = (
@@ -149,6 +145,21 @@ def _heat_map(layers: Layers, number: str, title: str, meaning: str, kind: str) 
         f'<img alt="{escape(label)}" src="{_heat.data_uri(cells, palette)}"></div>'
         f"{x_axis(time_scale(steps), _column_labels(steps))}</div></figure>"
     )
+
+
+def _row_labels(names: Sequence[str], row_height: float) -> list[tuple[int, str]]:
+    """Every row where there is room, else the first row of each block of layers."""
+    if row_height >= 15:
+        return list(enumerate(names))
+    blocks = [_facts.block(name) for name in names]
+    starts = [i for i, name in enumerate(blocks) if i == 0 or name != blocks[i - 1]]
+    if len(starts) < 4:
+        starts, blocks = list(range(len(names))), list(names)
+    kept: list[int] = []
+    for i in starts:
+        if not kept or (i - kept[-1]) * row_height >= 14:
+            kept.append(i)
+    return [(i, blocks[i]) for i in kept]
 
 
 def _column_labels(steps: np.ndarray) -> list[tuple[float, str]]:
@@ -177,8 +188,9 @@ def ratios(layers: Layers) -> str:
     most = COLUMNS if len(layers.names) <= 50 else COLUMNS // 4
     at = x.places(fewer(layers.steps.astype(float), most, "mean"))
     places = y.places(fewer(values, most))
+    style = "layer-line" if len(layers.names) <= 50 else "layer-line many"
     thin = [
-        Series("each layer" if i == 0 else "", "layer-line", line(at, row))
+        Series("each layer" if i == 0 else "", style, line(at, row))
         for i, row in enumerate(places)
     ]
     middle = y.places(fewer(_facts.median_of_layers(values), most))
@@ -213,9 +225,16 @@ def cards(
     y = _card_scale(np.concatenate([layers.values[n].ravel() for _, n in bands]))
     ratio = layers.values.get("update_ratio")
     ratio_y = ratio if ratio is None else _card_scale(ratio, TARGET_RATIO)
+    used = [*(n for _, n in bands), *(["update_ratio"] if ratio_y else [])]
+    columns = {n: fewer(layers.values[n], CARD_COLUMNS) for n in used}
+    last = {n: _facts.last_values(layers.values[n]) for n in used}
+    x = time_scale(layers.steps)
+    at = x.places(fewer(layers.steps.astype(float), CARD_COLUMNS, "mean"))
     parts: tuple[list[str], list[str]] = ([], [])
     for i in range(len(layers.names)):
-        card = _card(layers, i, bands, middle, y, ratio_y)
+        lines = {n: (at, column[i]) for n, column in columns.items()}
+        now = {n: short(float(values[i])) for n, values in last.items()}
+        card = _card(layers, i, bands, lines, now, (x, y, ratio_y))
         parts[0 if i in chosen else 1].append(card)
     out = f'<div class="cards">{"".join(parts[0])}</div>'
     if parts[1]:
@@ -241,30 +260,28 @@ def _card(
     layers: Layers,
     i: int,
     bands: Sequence[tuple[float, str]],
-    middle: str,
-    y: Scale,
-    ratio_y: Scale | None,
+    lines: dict[str, tuple[np.ndarray, np.ndarray]],
+    now: dict[str, str],
+    scales: tuple[Scale, Scale, Scale | None],
 ) -> str:
-    x = time_scale(layers.steps)
-    at = x.places(fewer(layers.steps.astype(float), CARD_COLUMNS, "mean"))
+    x, y, ratio_y = scales
+    middle = min(bands, key=lambda pair: abs(pair[0] - 50))[1]
     series = []
-    lines = {n: y.places(fewer(layers.values[n][i], CARD_COLUMNS)) for _, n in bands}
     if len(bands) > 1:
-        low, high = bands[0][1], bands[-1][1]
-        series.append(Series("", "one band", band(at, lines[low], lines[high])))
-    series.append(Series(middle, "one", line(at, lines[middle])))
-    now = [short(float(_facts.last_values(layers.values[n][i]))) for _, n in bands]
-    text = " · ".join(now)
+        (at, low), (_, high) = lines[bands[0][1]], lines[bands[-1][1]]
+        series.append(Series("", "one band", band(at, y.places(low), y.places(high))))
+    at, values = lines[middle]
+    series.append(Series(middle, "one", line(at, y.places(values))))
+    text = " · ".join(now[n] for _, n in bands)
     label = f"Percentiles of r of {layers.names[i]} against the step; last {text}"
     out = _small(series, x, y, label, 84)
     figures = f"r <b>{text}</b>"
     if ratio_y is not None:
-        row = layers.values["update_ratio"][i]
-        level = ratio_y.places(fewer(row, CARD_COLUMNS))
+        at, values = lines["update_ratio"]
         mark = 1 - float(ratio_y.places(np.array(TARGET_RATIO)))
-        last = short(float(_facts.last_values(row)))
+        last = now["update_ratio"]
         label = f"Update ratio of {layers.names[i]} against the step; last {last}"
-        drawn = [Series("update_ratio", "two", line(at, level))]
+        drawn = [Series("update_ratio", "two", line(at, ratio_y.places(values)))]
         grid = f'<path class="mark" d="M0 {round(1000 * mark)}H1000"/>'
         out += _small(drawn, x, ratio_y, label, 40, grid)
         figures += f" &nbsp; ratio <b>{last}</b>"
@@ -292,9 +309,9 @@ def _small(
     return (
         f'<div class="chart small" style="--h:{height}px" '
         f'data-x="{x.low!r} {x.high!r}" data-y="{y.low!r} {y.high!r} {int(y.is_log)}">'
-        f'<div class="plot">{drawing(series, label=label, grid=grid + lines)}'
-        f'<span class="high">{short(y.high)}</span><span class="low">{short(y.low)}'
-        "</span></div></div>"
+        f'<div class="plot">{drawing(series, label=label, grid=grid + lines)}</div>'
+        f'<div class="ends" aria-hidden="true"><span>{short(float(f"{y.high:.2g}"))}'
+        f"</span><span>{short(float(f'{y.low:.2g}'))}</span></div></div>"
     )
 
 
