@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+NO_VALUE = "\N{EN DASH}"
+_MINUS = "\N{MINUS SIGN}"
 UNITS = 1000  # of a drawing, across and down
 
 
@@ -20,18 +22,23 @@ def escape(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
+def linked(text: object, place: str | None) -> str:
+    """Escaped, and a link to a place on the page where there is one."""
+    return f'<a href="#{place}">{escape(text)}</a>' if place else escape(text)
+
+
 def short(number: float) -> str:
     """1.2, 3e-5, 12,000: three digits."""
     if not math.isfinite(number):
-        return "–" if math.isnan(number) else "∞" if number > 0 else "−∞"  # noqa: RUF001
+        return NO_VALUE if math.isnan(number) else "∞" if number > 0 else f"{_MINUS}∞"
     size = abs(number)
     if size and not 1e-3 <= size < 1e5:
         mantissa, exponent = f"{number:.2e}".split("e")
         mantissa = mantissa.rstrip("0").rstrip(".")
-        return f"{mantissa}e{int(exponent)}".replace("-", "−")  # noqa: RUF001
+        return f"{mantissa}e{int(exponent)}".replace("-", _MINUS)
     if size >= 1000 or number == int(number):
-        return f"{number:,.0f}".replace("-", "−")  # noqa: RUF001
-    return f"{number:.3g}".replace("-", "−")  # noqa: RUF001
+        return f"{number:,.0f}".replace("-", _MINUS)
+    return f"{number:.3g}".replace("-", _MINUS)
 
 
 # ---------------------------------------------------------------------------- scales

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adamx import _checks
-from adamx.diagnostics._chart import fewer, short
+from adamx.diagnostics._chart import NO_VALUE, fewer, short
 
 if TYPE_CHECKING:
     from adamx.diagnostics._history import History
@@ -178,7 +178,7 @@ def tiles(history: "History") -> list[tuple[str, str, str]]:
             remark = f"best {short(values[best])} at step {int(steps[best]):,}"
         if lost:
             remark += f"; {lost:,} not finite"
-        out.append((text, short(values[known[-1]]) if len(known) else "–", remark))  # noqa: RUF001
+        out.append((text, short(values[known[-1]]) if len(known) else NO_VALUE, remark))
     for name in columns_named(history, "learning_rate"):
         values = history.column(name)
         text = name.replace("learning_rate", "learning rate").replace("/", ", ", 1)
@@ -189,6 +189,6 @@ def tiles(history: "History") -> list[tuple[str, str, str]]:
         text = name.replace("skipped", "skipped steps").replace("/", ", ", 1)
         out.append((text, short(count), f"of {int(steps[-1]):,}"))
     if history.layers:
-        measured = len(history.matrix(history.numbers[0])[0])
+        measured = len(history.measured_steps)
         out.append(("layers", f"{len(history.layers):,}", f"{measured:,} measurements"))
     return out

@@ -79,6 +79,7 @@ class History(Sequence[Record]):
         self.broken: tuple[BrokenLine, ...] = ()
         self._rows: list[Row] = []
         self._steps: list[int] = []
+        self._is_counted = False
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
         if path is not None:
             self.path = _lines.checked_path(path)
@@ -199,6 +200,11 @@ class History(Sequence[Record]):
         return self._names("layers")
 
     @property
+    def measured_steps(self) -> np.ndarray:
+        """The steps at which the layers were measured, (n,) int64."""
+        return np.array([one.count for one in self._measured()], np.int64)
+
+    @property
     def numbers(self) -> tuple[str, ...]:
         """What is measured of a layer: "r/p50", "grad_norm", ..."""
         return self._names("numbers")
@@ -258,7 +264,7 @@ class History(Sequence[Record]):
                 else:
                     found = dict(zip(one.layers, column, strict=True))
                     values[:, k] = [found.get(name, np.nan) for name in names]
-        return np.array([one.count for one in measured], np.int64), values
+        return self.measured_steps, values
 
     def relate(
         self,
@@ -299,7 +305,9 @@ class History(Sequence[Record]):
         return tuple(dict.fromkeys(name for names in kinds.values() for name in names))
 
     def _add(self, row: Row) -> None:
-        step = row.fields.get("count", len(self._rows))
+        self._is_counted = self._is_counted or "count" in row.fields
+        uncounted = self._steps[-1] if self._is_counted and self._steps else len(self)
+        step = row.fields.get("count", uncounted)
         if self._steps and step < self._steps[-1]:
             last, before = self._steps[-1], len(self._rows)
             keep = next(i for i, s in enumerate(self._steps) if s >= step)

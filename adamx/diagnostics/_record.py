@@ -23,7 +23,8 @@ class Record:
     """One entry of a `History`.
 
     Attributes:
-      step: `reading.count`; where nothing counts, the record's place, from 0.
+      step: `reading.count`; without it, that of the record before; where
+        nothing counts, the record's place, from 0.
       reading: Python numbers only. Its diagnostics are None unless they were measured
         since the record before; a number that a layer lacks reads NaN.
       metrics: what was passed beside the reading, by name: `loss`, `val_loss`, ...

@@ -15,6 +15,7 @@ from adamx.diagnostics._chart import (
     escape,
     fewer,
     line,
+    linked,
     scale_of,
     time_scale,
     uprights,
@@ -50,9 +51,7 @@ def findings(found: Sequence[_facts.Advice] | None, layer_ids: dict[str, str]) -
 
 def _finding(one: _facts.Advice, layer_ids: dict[str, str]) -> str:
     sign = "▲●○"[one.rank]
-    where = escape(one.layer or "the whole run")
-    if one.layer in layer_ids:
-        where = f'<a href="#{layer_ids[one.layer]}">{where}</a>'
+    where = linked(one.layer or "the whole run", layer_ids.get(one.layer))
     evidence = "".join(
         (f"<div><dt>{escape(name)}</dt>" if name else '<div class="text">')
         + f"<dd>{escape(value)}</dd></div>"

@@ -16,6 +16,7 @@ from adamx.diagnostics._chart import (
     escape,
     fewer,
     line,
+    linked,
     scale_of,
     short,
     time_scale,
@@ -38,7 +39,7 @@ class Layers:
 
     Attributes:
       names, short_names: in full, and without what all begin with.
-      ids: of the layers' cards on the page.
+      ids: of the layers' cards on the page; empty where there are none.
       steps: of the measurements, (n,).
       values: by number, (layers, n).
     """
@@ -56,9 +57,10 @@ def gather(history: "History") -> Layers:
     names = [history.layers[i] for i in order]
     start = len(_facts.common_start(names))
     values = {n: history.matrix(n)[1][order] for n in history.numbers}
-    steps = history.matrix(history.numbers[0])[0] if history.numbers else np.zeros(0)
-    ids = {name: f"layer-{i}" for i, name in enumerate(names)}
-    return Layers(names, [name[start:] for name in names], ids, steps, values)
+    has_cards = bool(_facts.percentiles(history))
+    ids = {name: f"layer-{i}" for i, name in enumerate(names) if has_cards}
+    short_names = [name[start:] for name in names]
+    return Layers(names, short_names, ids, history.measured_steps, values)
 
 
 # ------------------------------------------------------------------------- heat maps
@@ -76,9 +78,8 @@ _MAPS = [
 
 def heat_maps(layers: Layers, middle: str | None) -> str:
     """Layer x time for several numbers, one shown at a time (without a script)."""
-    maps = [(middle, "Median r", "|m̂| / (√v̂ + eps)", "log")] if middle else []
-    if middle and middle != "r/p50":
-        maps[0] = (middle, middle, "|m̂| / (√v̂ + eps)", "log")
+    title = "Median r" if middle == "r/p50" else str(middle)
+    maps = [(middle, title, "|m̂| / (√v̂ + eps)", "log")] if middle else []
     maps += [one for one in _MAPS if one[0] in layers.values]
     radios = labels = figures = ""
     for k, (number, title, meaning, kind) in enumerate(maps):
@@ -336,7 +337,7 @@ def table(layers: Layers, bands: Sequence[tuple[float, str]]) -> str:
     last = [_facts.last_values(layers.values[n]) for n in names]
     head = "".join(f'<th scope="col">{escape(n).replace("_", " ")}</th>' for n in names)
     rows = "".join(
-        f'<tr><th scope="row"><a href="#{layers.ids[name]}">{escape(short_name)}</a>'
+        f'<tr><th scope="row">{linked(short_name, layers.ids.get(name))}'
         "</th>"
         + "".join(f"<td>{short(float(column[i]))}</td>" for column in last)
         + "</tr>"
@@ -357,9 +358,10 @@ def relations(found: Relations, layers: Layers) -> str:
         return f"<p>{escape(found.note[:1].upper() + found.note[1:])}.</p>"
     rows = found.moving[:20] or found.rows[:5]
     body = "".join(
-        f'<tr><th scope="row"><a href="#{layers.ids[r.layer]}">{escape(r.layer)}</a>'
-        f"</th><td>{escape(r.number)}</td><td>{r.pairs}</td><td>{r.correlation:+.2f}</td>"
-        f"<td>{r.partial:+.2f}</td><td>{'yes' if r.moves else 'no'}</td></tr>"
+        f'<tr><th scope="row">{linked(r.layer, layers.ids.get(r.layer))}'
+        f"</th><td>{escape(r.number)}</td><td>{r.pairs}</td>"
+        f"<td>{r.correlation:+.2f}</td><td>{r.partial:+.2f}</td>"
+        f"<td>{'yes' if r.moves else 'no'}</td></tr>"
         for r in rows
     )
     verdict = (

@@ -1,5 +1,6 @@
 """HISTORY -> TERMINAL: the report where there is no browser."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adamx.diagnostics import _facts
-from adamx.diagnostics._chart import Scale, fewer, scale_of, short
+from adamx.diagnostics._chart import NO_VALUE, Scale, fewer, scale_of, short
 from adamx.diagnostics._history import History
 from adamx.diagnostics._report import check_history
 
@@ -46,9 +47,10 @@ def print_report(
     >>> state = adamx.adamw(1e-3).init({"w": jnp.ones(4)})
     >>> for loss in (3.0, 2.0, 1.0):
     ...     history.append(adamx.read(state), loss=loss)
-    >>> adamx.print_report(history, findings=(), width=60)  # doctest: +ELLIPSIS
-    steps         0    3 records
-    training loss 1    best 1 at step 0
+    >>> adamx.print_report(history, findings=(), width=60)
+    ... # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+    steps         0     3 records
+    training loss 1     best 1 at step 0
     ...
     """
     check_history(history)
@@ -75,7 +77,11 @@ def _parts(
     yield _layers(history, named, width)
     if history.is_recorded("val_loss").any() and _facts.percentiles(history):
         yield ""
-        yield history.relate()
+        found = history.relate()
+        if found.note or found.moving:
+            yield dataclasses.replace(found, rows=found.moving)
+        else:
+            yield f"No layer moves with the validation loss ({len(found.rows)} rows)."
 
 
 def _curves(history: History, width: int) -> Iterator[RenderableType]:
@@ -96,7 +102,7 @@ def _curves(history: History, width: int) -> Iterator[RenderableType]:
 
 def _span(values: np.ndarray) -> str:
     known = values[np.isfinite(values)]
-    return f"{short(known.min())} to {short(known.max())}" if len(known) else "–"  # noqa: RUF001
+    return f"{short(known.min())} to {short(known.max())}" if len(known) else NO_VALUE
 
 
 def sparkline(values: np.ndarray, scale: Scale, width: int) -> str:
@@ -129,15 +135,20 @@ def _findings(advice: Sequence[_facts.Advice] | None) -> Iterator[RenderableType
 
 def _layers(history: History, named: Sequence[str], width: int) -> Table:
     layers = history.layers
-    numbers = [number for _, number in _facts.percentiles(history)]
-    numbers += [
-        n for n in ("update_ratio", "grad_norm", "eps_share") if n in history.numbers
-    ]
-    values = {number: history.matrix(number)[1] for number in numbers}
     middle = _facts.middle(history)
-    table = Table(box=None, title="Layers, last values", title_justify="left")
+    is_wide = width >= 90
+    numbers = [n for _, n in _facts.percentiles(history) if is_wide or n == middle]
+    more = ("update_ratio", "grad_norm", "eps_share")
+    numbers += [n for n in more if n in history.numbers]
+    values = {number: history.matrix(number)[1] for number in numbers}
+    start = _facts.common_start(layers)
+    table = Table(
+        box=None,
+        title="Layers, last values" + (f"; in {start}" if start else ""),
+        title_justify="left",
+    )
     table.add_column("layer", overflow="fold", ratio=1, min_width=12)
-    trend = 16 if width >= 90 and middle else 0
+    trend = 16 if is_wide and middle else 0
     if trend:
         table.add_column("trend of r", no_wrap=True)
     for number in numbers:
@@ -148,9 +159,9 @@ def _layers(history: History, named: Sequence[str], width: int) -> Table:
     for i in chosen:
         if i is None:
             left_out = len(layers) - len(chosen) + 1
-            table.add_row(Text(f"({left_out} between them)", "dim"))
+            table.add_row(Text(f"({left_out} more)", "dim"))
             continue
-        cells = [Text(layers[i], "bold" if layers[i] in named else "")]
+        cells = [Text(layers[i][len(start) :], "bold" if layers[i] in named else "")]
         if trend and middle and scale:
             cells.append(Text(sparkline(values[middle][i], scale, trend)))
         table.add_row(*cells, *(short(float(last[n][i])) for n in numbers))
