@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 
 import adamx
+from adamx.diagnostics._relate import ranks
 from adamx.reading import Diagnostics, Reading
 
 NAN, INF = float("nan"), float("inf")
@@ -292,3 +293,8 @@ def test_ahead_and_ties():
     assert math.isnan(row.correlation)
     assert not row.moves
     assert "nan" in str(still.relate())
+
+
+def test_equal_values_share_their_rank():
+    values = np.random.default_rng(0).integers(0, 5, 50).astype(float)
+    np.testing.assert_array_equal(ranks(values), scipy.stats.rankdata(values))

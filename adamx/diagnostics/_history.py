@@ -80,6 +80,7 @@ class History(Sequence[Record]):
         self._rows: list[Row] = []
         self._steps: list[int] = []
         self._is_counted = False
+        self._last_count: int | None = None  # of the diagnostics stored last
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
         if path is not None:
             self.path = _lines.checked_path(path)
@@ -131,7 +132,7 @@ class History(Sequence[Record]):
             nothing is added.
         """
         passed = {"loss": loss, "val_loss": val_loss, **metrics}
-        row = _record.row(reading, passed, self._last_count())
+        row = _record.row(reading, passed, self._last_count)
         if self.path is not None:
             _lines.append(self.path, _lines.to_line(row))
         self._add(row)
@@ -292,10 +293,6 @@ class History(Sequence[Record]):
 
     # --------------------------------------------------------------------- inside
 
-    def _last_count(self) -> int | None:
-        measured = (row.measured for row in reversed(self._rows) if row.measured)
-        return next((one.count for one in measured), None)
-
     def _measured(self) -> list[Measurement]:
         return [row.measured for row in self._rows if row.measured is not None]
 
@@ -312,6 +309,8 @@ class History(Sequence[Record]):
             last, before = self._steps[-1], len(self._rows)
             keep = next(i for i, s in enumerate(self._steps) if s >= step)
             del self._rows[keep:], self._steps[keep:]
+            counts = [one.count for one in self._measured()]
+            self._last_count = counts[-1] if counts else None
             warnings.warn(
                 f"the run went back from step {last} to {step}: {before - keep} "
                 "records were replaced. Two optimizers want a History each.",
@@ -330,6 +329,7 @@ class History(Sequence[Record]):
                 row.measured.values,
             )
             row = Row(row.fields, row.metrics, measured)
+            self._last_count = measured.count
         self._rows.append(row)
         self._steps.append(step)
 

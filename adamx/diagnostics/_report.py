@@ -148,7 +148,8 @@ def _cards_note(bands: Sequence[tuple[float, str]], count: int) -> str:
     names = ", ".join(f"p{percent:g}" for percent, _ in bands)
     text = f"<p>r = |m̂| / (√v̂ + eps), the step in units of the rate: {names}"
     text += "; shaded from the lowest to the highest. Below it, where measured, the "
-    text += "update ratio with the 1e-3 line dashed. All charts share their scales."
+    text += "update ratio with the 1e-3 line dashed. All charts share their scales; "
+    text += "values beyond them are drawn at the edge."
     if count > _report_layers.CARDS_SHOWN:
         text += (
             f" Shown: layers with findings, then those with the smallest r at the end; "

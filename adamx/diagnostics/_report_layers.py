@@ -251,7 +251,7 @@ def _card_scale(values: np.ndarray, include: float | None = None) -> Scale:
     found = values[np.isfinite(values) & (values > 0)]
     if not len(found):
         return Scale(1e-4, 1.0, True)
-    low, high = (float(x) for x in np.quantile(found, (0.005, 0.995)))
+    low, high = (float(x) for x in np.quantile(found, (0.001, 0.999)))
     if include is not None:
         low, high = min(low, include / 2), max(high, include * 2)
     return Scale(low, max(high, low * 3), True)
