@@ -219,6 +219,17 @@ def test_one_history_for_each_of_several_runs():
     assert history.steps.tolist() == [1]
 
 
+def test_what_was_measured_before_going_back_is_there_once():
+    history = adamx.History()
+    for count, at in ((1, 1), (2, 1), (3, 3)):
+        history.append(measured(count, at, w=float(at)))
+    with pytest.warns(UserWarning, match="went back"):
+        history.append(measured(2, 1, w=1.0))
+    assert history.series("w", "r/p50")[0].tolist() == [1]
+    history.append(measured(3, 3, w=3.0))
+    assert history.series("w", "r/p50")[0].tolist() == [1, 3]
+
+
 # -------------------------------------------------------------------------- relations
 
 

@@ -311,6 +311,8 @@ class History(Sequence[Record]):
             del self._rows[keep:], self._steps[keep:]
             counts = [one.count for one in self._measured()]
             self._last_count = counts[-1] if counts else None
+            if row.measured is not None and row.measured.count == self._last_count:
+                row = Row(row.fields, row.metrics)  # measured before, and still there
             warnings.warn(
                 f"the run went back from step {last} to {step}: {before - keep} "
                 "records were replaced. Two optimizers want a History each.",
