@@ -1,7 +1,8 @@
-"""The `adamx` command: `python -m adamx optimizers`, `python -m adamx recipes`."""
+"""The `adamx` command: `python -m adamx optimizers`, `recipes`, `report FILE`."""
 
 import argparse
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -26,10 +27,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipes.add_argument(
         "--markdown", action="store_true", help="print it as README has it"
     )
-    options = parser.parse_args(arguments)
+    run = commands.add_parser(
+        "report", help="one HTML page about a run, or the same in the terminal"
+    )
+    run.add_argument("history", metavar="RUN.jsonl", help="what adamx.History wrote")
+    run.add_argument(
+        "--out", metavar="RUN.html", help="the page; default: beside the history"
+    )
+    run.add_argument("--title", help="of the page; default: the name of the file")
+    run.add_argument(
+        "--terminal",
+        action="store_true",
+        help="print the report; writes a page only with --out",
+    )
+    options, status = parser.parse_args(arguments), 0
     try:
         if options.command == "recipes":
             _print_recipes(options.markdown)
+        elif options.command == "report":
+            status = _report(options)
         elif options.markdown:
             print(catalogue.markdown())
         else:
@@ -37,6 +53,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _report(options: argparse.Namespace) -> int:
+    """2 where there is nothing to report on, with the reason on stderr."""
+    import warnings
+
+    from adamx.diagnostics import History, print_report, report
+
+    path = pathlib.Path(options.history)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            history = History.load(path)
+        for warning in caught:
+            print(f"warning: {warning.message}", file=sys.stderr)
+        if not len(history):
+            raise ValueError(f"'{path}' has no records yet; nothing was written.")
+        if options.out is not None or not options.terminal:
+            out = pathlib.Path(options.out or path.with_suffix(".html"))
+            if out.resolve() == path.resolve():
+                raise ValueError(
+                    f"the page would replace the history '{path}'; name another file: "
+                    "--out run.html"
+                )
+            written = report(history, out, title=options.title or path.name)
+            print(f"{written} ({written.stat().st_size / 1e6:.2f} MB)")
+    except (OSError, ValueError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.terminal:
+        print_report(history)
     return 0
 
 

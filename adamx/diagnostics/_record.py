@@ -1,0 +1,215 @@
+"""READING -> RECORD: one reading with its metrics, as Python numbers."""
+
+import dataclasses
+import numbers
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx import _checks
+from adamx.reading import Diagnostics, Reading, to_host
+
+# What of a Reading a record keeps as it is; the diagnostics are packed.
+FIELDS = tuple(
+    field.name for field in dataclasses.fields(Reading) if field.name != "diagnostics"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One entry of a `History`.
+
+    Attributes:
+      step: `reading.count`; without it, that of the record before; where
+        nothing counts, the record's place, from 0.
+      reading: Python numbers only. Its diagnostics are None unless they were measured
+        since the record before; a number that a layer lacks reads NaN.
+      metrics: what was passed beside the reading, by name: `loss`, `val_loss`, ...
+    """
+
+    step: int
+    reading: Reading
+    metrics: Mapping[str, float]
+
+    def scalars(self) -> dict[str, float]:
+        """`reading.scalars()` and the metrics, which win where the names agree."""
+        return {**self.reading.scalars(), **self.metrics}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """Diagnostics as one array: `values[i, j]` is `numbers[j]` of `layers[i]`."""
+
+    count: int
+    layers: tuple[str, ...]
+    numbers: tuple[str, ...]
+    values: np.ndarray
+
+    def unpacked(self) -> Diagnostics:
+        """As a `Reading` has it."""
+        pairs = zip(self.layers, self.values.tolist(), strict=True)
+        layers = {
+            layer: dict(zip(self.numbers, row, strict=True)) for layer, row in pairs
+        }
+        return Diagnostics(count=self.count, layers=layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A record as a History holds it: 8 bytes a diagnostic number."""
+
+    fields: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    measured: Measurement | None = None
+
+    def record(self, step: int) -> Record:
+        """As a user sees it."""
+        measured = None if self.measured is None else self.measured.unpacked()
+        reading = Reading(**self.fields, diagnostics=measured)
+        return Record(step, reading, dict(self.metrics))
+
+
+def row(reading: Any, metrics: Mapping[str, Any], last_count: int | None) -> Row:
+    """The checked row of a reading; `last_count`: of the diagnostics stored last."""
+    if not isinstance(reading, Reading):
+        raise TypeError(
+            f"`reading` must be an adamx.Reading, got {_checks.describe_value(reading)}"
+            "; pass adamx.read(state), with the optimizer's state of that step."
+        )
+    fields: dict[str, Any] = {}
+    for name in FIELDS:
+        value = getattr(reading, name)
+        if isinstance(value, Mapping):
+            value = {
+                key: _by_group(f"{name}/{key}", inner) for key, inner in value.items()
+            }
+        elif value is not None:
+            value = _recorded(name, value)
+        if value is not None:
+            fields[name] = value
+    checked = {name: _metric(name, value) for name, value in metrics.items()}
+    present = {name: value for name, value in checked.items() if value is not None}
+    return Row(fields, present, _measurement(reading.diagnostics, last_count))
+
+
+def _by_group(name: str, value: Any) -> Any:
+    """What stands in a dict by group, or in `more`: a number or a dict of them."""
+    if isinstance(value, Mapping):
+        return {key: _by_group(f"{name}/{key}", inner) for key, inner in value.items()}
+    return value if value is None else _recorded(name, value)
+
+
+def _measurement(diagnostics: Any, last_count: int | None) -> Measurement | None:
+    if diagnostics is None:
+        return None
+    count = _recorded("diagnostics.count", diagnostics.count)
+    if count in (0, last_count):
+        return None
+    names: dict[str, None] = {}
+    for found in diagnostics.layers.values():
+        names.update(dict.fromkeys(found))
+    values = np.full((len(diagnostics.layers), len(names)), np.nan)
+    for i, (layer, found) in enumerate(diagnostics.layers.items()):
+        for j, name in enumerate(names):
+            if name in found:
+                value = found[name]
+                is_plain = type(value) in (int, float)
+                values[i, j] = (
+                    value if is_plain else _recorded(f"{name}/{layer}", value)
+                )
+    return Measurement(int(count), tuple(diagnostics.layers), tuple(names), values)
+
+
+def _recorded(name: str, value: Any) -> int | float:
+    """A number of a Reading, on the host."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"`reading` must hold numbers, got a traced `{name}`: it was read inside "
+            "jit. Return the state (or the reading) from the compiled function and "
+            "append outside."
+        )
+    value = to_host(value)
+    if isinstance(value, np.ndarray):
+        raise ValueError(
+            f"`reading` must be of one run, got `{name}` of shape {value.shape}: the "
+            "state is batched (vmap). Keep one History for each run: append "
+            "jax.tree.map(lambda x: x[i], reading) to the history of run i."
+        )
+    if not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"`reading` must hold numbers, got `{name}` {_checks.describe_value(value)}"
+            "; a state's readings() answers with numbers, or dicts of them by group."
+        )
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _metric(name: str, given: Any) -> int | float | None:
+    """A metric on the host; None: left out."""
+    value: Any = given
+    remedy = "pass a Python number or a 0-d array, e.g. float(loss)"
+    if value is None:
+        return None
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"`{name}` must be a scalar on the host, got a traced value: return it "
+            "from the compiled function and append outside."
+        )
+    is_array = isinstance(value, (jax.Array, np.ndarray, np.generic))
+    if is_array and np.ndim(value):
+        raise ValueError(
+            f"`{name}` must be a scalar, got an array of shape {np.shape(value)}; "
+            "pass its mean, or one metric for each of its numbers."
+        )
+    if is_array:
+        is_real = jnp.issubdtype(value.dtype, jnp.floating)
+        is_real = is_real or jnp.issubdtype(value.dtype, jnp.integer)
+        if not (is_real or value.dtype == np.bool_):
+            raise TypeError(
+                f"`{name}` must be a real scalar, got dtype {value.dtype}; {remedy}."
+            )
+        value = to_host(value)
+    if not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"`{name}` must be a scalar, got {_checks.describe_value(value)}; {remedy}."
+        )
+    is_whole = isinstance(value, numbers.Integral)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(
+            f"`{name}` must be a scalar within the range of a float, got an integer of "
+            f"{int(given).bit_length()} bits; {remedy}."
+        ) from None
+    return int(given) if is_whole else number
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Names as `Reading.scalars()` has them; `more` is not a name."""
+    found: dict[str, Any] = {}
+    for name, value in {**values, **values.get("more", {})}.items():
+        if name == "more" and isinstance(value, Mapping):
+            continue
+        if isinstance(value, Mapping):
+            found |= {
+                f"{name}/{group}" if group else name: v for group, v in value.items()
+            }
+        else:
+            found[name] = value
+    return found
+
+
+def number(row: Row, name: str) -> Any:
+    """A metric or a number of the reading; None where it is not there."""
+    if name in row.metrics:
+        return row.metrics[name]
+    return flat(row.fields).get(name)
+
+
+def known(names: Iterable[str]) -> str:
+    """The first of them, for an error."""
+    names = list(names)
+    more = f", ... ({len(names)} in all)" if len(names) > 12 else ""
+    return ", ".join(map(repr, names[:12])) + more if names else "(none yet)"

@@ -1,0 +1,274 @@
+"""Bad input to `History`, `report` and `python -m adamx report`."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adamx
+from adamx import __main__ as command
+from adamx.reading import Diagnostics, Reading
+from tests.test_bad_input import _check
+
+READING = Reading(count=1)
+
+# (metric, exception, what the message must contain)
+METRICS = {
+    "an array": (jnp.ones(3), ValueError, "`loss` scalar (3,) mean"),
+    "one number in an array": (np.ones((1,)), ValueError, "`loss` scalar (1,) mean"),
+    "text": ("0.5", TypeError, "`loss` scalar '0.5' float(loss)"),
+    "complex": (1j, TypeError, "`loss` scalar 1j float(loss)"),
+    "a complex array": (
+        jnp.ones((), jnp.complex64),
+        TypeError,
+        "`loss` real complex64",
+    ),
+    "a dict": ({"a": 1.0}, TypeError, "`loss` scalar dict float(loss)"),
+    "a function": (lambda: 1.0, TypeError, "`loss` scalar function float(loss)"),
+    "a random key": (jax.random.key(0), TypeError, "`loss` scalar key<"),
+    "a huge integer": (10**400, ValueError, "`loss` range float bits"),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics(name, tmp_path):
+    value, exception, expected = METRICS[name]
+    history = adamx.History(tmp_path / "run.jsonl")
+    _check(lambda: history.append(READING, loss=value), exception, expected)
+    own = expected.replace("`loss`", "`accuracy`")
+    _check(lambda: history.append(READING, accuracy=value), exception, own)
+    assert len(history) == 0
+    assert not (tmp_path / "run.jsonl").exists(), "nothing is written"
+
+
+READINGS = {
+    "None": (None, TypeError, "`reading` adamx.Reading None adamx.read(state)"),
+    "a state": (
+        adamx.adamw(1e-3).init({"w": jnp.ones(2)}),
+        TypeError,
+        "`reading` adamx.Reading adamx.read(state)",
+    ),
+    "a dict": ({"count": 1}, TypeError, "`reading` adamx.Reading dict"),
+    "batched": (
+        Reading(count=np.arange(2)),
+        ValueError,
+        "`reading` `count` (2,) vmap jax.tree.map",
+    ),
+    "a batched group": (
+        Reading(learning_rate={"a": np.ones(2)}),
+        ValueError,
+        "`learning_rate/a` (2,) vmap",
+    ),
+    "batched diagnostics": (
+        Reading(count=1, diagnostics=Diagnostics(1, {"w": {"r/p50": np.ones(2)}})),
+        ValueError,
+        "`r/p50/w` (2,) vmap",
+    ),
+    "text": (Reading(count=1, grad_norm="1"), TypeError, "`grad_norm` '1' readings()"),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_readings(name, tmp_path):
+    value, exception, expected = READINGS[name]
+    history = adamx.History(tmp_path / "run.jsonl")
+    _check(lambda: history.append(value), exception, expected)
+    assert len(history) == 0
+    assert not (tmp_path / "run.jsonl").exists()
+
+
+def test_inside_jit():
+    history = adamx.History()
+    message = "`loss` traced append outside"
+    _check(
+        lambda: jax.jit(lambda x: history.append(READING, loss=x))(1.0),
+        TypeError,
+        message,
+    )
+    message = "`reading` traced `count` append outside"
+    _check(
+        lambda: jax.jit(lambda x: history.append(Reading(count=x)))(1),
+        TypeError,
+        message,
+    )
+    assert len(history) == 0
+
+
+@pytest.mark.parametrize("make", [adamx.History, adamx.History.load])
+def test_paths(make, tmp_path):
+    missing = tmp_path / "no" / "run.jsonl"
+    _check(lambda: make(missing), FileNotFoundError, "`path` folder no make")
+    _check(lambda: make(tmp_path), IsADirectoryError, "`path` folder run.jsonl")
+    _check(lambda: make(3), TypeError, "`path` int 3 'run.jsonl'")
+    page = tmp_path / "table.csv"
+    page.write_text("step,loss\n1,2.0\n3,4.0\n")
+    _check(lambda: make(page), ValueError, "`path` History table.csv line 1 no record")
+    assert page.read_text().startswith("step,loss\n1,2.0")
+
+
+def test_load_of_nothing(tmp_path):
+    _check(
+        lambda: adamx.History.load(tmp_path / "run.jsonl"),
+        FileNotFoundError,
+        "`path` run.jsonl does not exist",
+    )
+    (tmp_path / "run.jsonl").write_text("\n\n")
+    assert len(adamx.History.load(tmp_path / "run.jsonl")) == 0
+
+
+BROKEN = {
+    "cut short": '{"count":2,"metr',
+    "no JSON": "Traceback (most recent call last):",
+    "no object": "[1, 2]",
+    "a count of text": '{"count":"2"}',
+    "half a count": '{"count":2.5}',
+    "a count that is no number": '{"count":"NaN"}',
+    "a flag": '{"count":true}',
+    "a metric of text": '{"count":2,"metrics":{"loss":"low"}}',
+    "metrics of none": '{"count":2,"metrics":3}',
+    "more of none": '{"count":2,"more":3}',
+    "a list": '{"count":2,"grad_norm":[1]}',
+    "diagnostics of text": '{"count":2,"diagnostics":"x"}',
+    "a layer with too few numbers": (
+        '{"count":2,"diagnostics":{"count":2,"numbers":["a","b"],"layers":{"w":[1]}}}'
+    ),
+    "ragged layers": (
+        '{"count":2,"diagnostics":{"count":2,"numbers":["a"],"layers":{"w":[1],"v":[]}}}'
+    ),
+    "no numbers": '{"count":2,"diagnostics":{"count":2,"layers":{"w":[1]}}}',
+    "text in a layer": (
+        '{"count":2,"diagnostics":{"count":2,"numbers":["a"],"layers":{"w":["x"]}}}'
+    ),
+    "no text": b"\xff\xfe\x00\x01",
+    "zeros, after a loss of power": b"\x00" * 40,
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_good_part_loads_and_the_bad_line_is_named(name, tmp_path):
+    line = BROKEN[name]
+    line = line if isinstance(line, bytes) else line.encode()
+    path = tmp_path / "run.jsonl"
+    good = [json.dumps({"count": k, "metrics": {"loss": k}}).encode() for k in (1, 3)]
+    path.write_bytes(b"\n".join([good[0], line, good[1]]) + b"\n")
+    for make in (adamx.History.load, adamx.History):
+        with pytest.warns(UserWarning, match=r"1 broken line.*line 2: "):
+            history = make(path)
+        assert history.steps.tolist() == [1, 3]
+        assert history.column("loss").tolist() == [1, 3]
+        (broken,) = history.broken
+        assert broken.number == 2
+        assert broken.reason
+        assert line[:10].decode(errors="replace").strip() in broken.text
+
+
+def test_access():
+    history = adamx.History()
+    history.append(
+        Reading(count=1, diagnostics=Diagnostics(1, {"w": {"r/p50": 0.5}})), loss=1.0
+    )
+    _check(
+        lambda: history.column("los"), ValueError, "`name` 'loss' 'los' series(layer"
+    )
+    _check(lambda: history.series("v", "r/p50"), ValueError, "`layer` 'w' 'v' diagnose")
+    _check(lambda: history.series("w", "r/p5"), ValueError, "`number` 'r/p50' 'r/p5'")
+    _check(lambda: history.matrix("r"), ValueError, "`number` 'r/p50' 'r' diagnose")
+    empty = adamx.History()
+    _check(lambda: empty.column("loss"), ValueError, "`name` 'loss' (none yet)"[:13])
+    _check(
+        lambda: empty.relate(), ValueError, "`history` diagnostics adamx.diagnose(tx)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exception", "expected"),
+    [
+        ({"metric": "val_loss"}, ValueError, "`name` 'loss' 'val_loss'"),
+        ({"ahead": 0}, ValueError, "`ahead` >= 1 0"),
+        ({"ahead": 1.5}, ValueError, "`ahead` whole 1.5"),
+        ({"min_pairs": 2}, ValueError, "`min_pairs` >= 5 2"),
+        ({"numbers": ["r/p51"]}, ValueError, "`number` 'r/p50' 'r/p51'"),
+    ],
+)
+def test_relate(arguments, exception, expected):
+    history = adamx.History()
+    history.append(
+        Reading(count=1, diagnostics=Diagnostics(1, {"w": {"r/p50": 0.5}})), loss=1.0
+    )
+    _check(
+        lambda: history.relate(**{"metric": "loss"} | arguments), exception, expected
+    )
+
+
+# ----------------------------------------------------------------------------- report
+
+
+@pytest.fixture
+def saved(tmp_path):
+    history = adamx.History(tmp_path / "run.jsonl")
+    history.append(READING, loss=2.0)
+    return history
+
+
+def test_report(saved, tmp_path):
+    page = tmp_path / "run.html"
+    _check(
+        lambda: adamx.report([], page), TypeError, "`history` History list load(path)"
+    )
+    _check(lambda: adamx.report("x", page), TypeError, "`history` History 'x'")
+    empty = adamx.History()
+    _check(lambda: adamx.report(empty, page), ValueError, "`history` records append")
+    _check(lambda: adamx.print_report(empty), ValueError, "`history` records append")
+    _check(lambda: adamx.report(saved, 3), TypeError, "`path` 3 'run.html'")
+    _check(lambda: adamx.report(saved, tmp_path), IsADirectoryError, "`path` folder")
+    far = tmp_path / "no" / "x.html"
+    _check(lambda: adamx.report(saved, far), FileNotFoundError, "`path` folder no make")
+    _check(
+        lambda: adamx.report(saved, saved.path), ValueError, "`path` another run.html"
+    )
+    _check(
+        lambda: adamx.report(saved, page, findings=["sick"]),
+        TypeError,
+        "`findings` 'sick' layer symptom severity health(history)",
+    )
+    assert list(tmp_path.iterdir()) == [saved.path], "nothing is written"
+    assert len(adamx.History.load(saved.path)) == 1
+
+
+COMMANDS = {
+    "missing": (["no.jsonl"], "no.jsonl does not exist"),
+    "empty": (["empty.jsonl"], "empty.jsonl no records nothing was written"),
+    "a folder": (["."], "`path` folder"),
+    "another file": (["other.txt"], "other.txt line 1 no record"),
+    "onto itself": (["run.jsonl", "--out", "run.jsonl"], "replace run.jsonl --out"),
+    "a page": (["run.html"], "run.html line no record"),
+    "no folder": (["run.jsonl", "--out", "no/x.html"], "`path` folder no/x.html"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command(name, saved, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "other.txt").write_text("hello\nthere\n")
+    (tmp_path / "run.html").write_text("<!doctype html>\n<p>old")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    arguments, expected = COMMANDS[name]
+    assert command.main(["report", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert not [part for part in expected.split() if part not in err], err
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_the_command_names_broken_lines(saved, capsys):
+    saved.path.write_text(saved.path.read_text() + "{oops\n")
+    assert command.main(["report", str(saved.path)]) == 0
+    out, err = capsys.readouterr()
+    assert "warning:" in err
+    assert "line 2" in err
+    assert "run.html" in out
