@@ -56,8 +56,8 @@ from adamx.compose import set_hyperparams as set_hyperparams
 from adamx.compose import stages as stages
 from adamx.compose import with_hyperparams as with_hyperparams
 from adamx.diagnostics import DiagnoseState as DiagnoseState
-from adamx.diagnostics import diagnose as diagnose
 from adamx.diagnostics import History as History
+from adamx.diagnostics import diagnose as diagnose
 from adamx.diagnostics import print_report as print_report
 from adamx.diagnostics import report as report
 from adamx.fused import Fused as Fused
