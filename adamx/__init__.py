@@ -54,6 +54,8 @@ from adamx.compose import plateau as plateau
 from adamx.compose import set_hyperparams as set_hyperparams
 from adamx.compose import stages as stages
 from adamx.compose import with_hyperparams as with_hyperparams
+from adamx.diagnostics import Sharpness as Sharpness
+from adamx.diagnostics import sharpness as sharpness
 from adamx.fused import Fused as Fused
 from adamx.fused import fused as fused
 from adamx.optimizers import ScaleByAdaboundState as ScaleByAdaboundState

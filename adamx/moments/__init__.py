@@ -6,6 +6,7 @@ from adamx.moments._codec import Codec as Codec
 from adamx.moments._codec import Encoded as Encoded
 from adamx.moments._codec import codes_of as codes_of
 from adamx.moments._codec import decoded as decoded
+from adamx.moments._codes import decode as decode
 from adamx.moments._ema import Average as Average
 from adamx.moments._ema import Weight as Weight
 from adamx.moments._ema import average_at as average_at
@@ -20,11 +21,11 @@ from adamx.moments._ema import update_average as update_average
 from adamx.moments._ema import update_square as update_square
 from adamx.moments._ema import weight_of as weight_of
 from adamx.moments._ema import weight_of_log as weight_of_log
-from adamx.moments._codes import decode as decode
 from adamx.moments._estimates import Estimates as Estimates
 from adamx.moments._estimates import Estimating as Estimating
 from adamx.moments._estimates import adam_estimates as adam_estimates
 from adamx.moments._estimates import blank_where as blank_where
+from adamx.moments._estimates import estimates_by_path as estimates_by_path
 from adamx.moments._estimates import estimating_states as estimating_states
 from adamx.moments._estimates import moment_paths as moment_paths
 from adamx.moments._layout import LAYOUTS as LAYOUTS
