@@ -46,7 +46,7 @@ class Eigenvalue(NamedTuple):
 
 
 class _Carry(NamedTuple):
-    count: jax.Array  # products taken
+    taken: jax.Array  # products taken
     is_done: jax.Array
     is_exhausted: jax.Array
     v: PyTree
@@ -78,7 +78,7 @@ def largest_eigenvalue(
     length = _norm(start, dtype)
     zero = jnp.zeros((), dtype)
     carry = _Carry(
-        count=jnp.zeros((), jnp.int32),
+        taken=jnp.zeros((), jnp.int32),
         is_done=jnp.zeros((), bool),
         is_exhausted=length == 0,
         v=_divided(start, length),
@@ -94,15 +94,15 @@ def largest_eigenvalue(
         carry = jax.lax.fori_loop(0, steps, lambda _, c: _step(product, c), carry)
         return _look(carry, tolerance)
 
-    end = jax.lax.while_loop(lambda c: ~c.is_done & (c.count < iterations), body, carry)
+    end = jax.lax.while_loop(lambda c: ~c.is_done & (c.taken < iterations), body, carry)
     value, residual = end.value, end.residual
     residual = jnp.where(residual == 0, zero, residual / jnp.abs(value))
-    return Eigenvalue(value, residual, end.count, end.is_done & jnp.isfinite(value))
+    return Eigenvalue(value, residual, end.taken, end.is_done & jnp.isfinite(value))
 
 
 def _step(product: Callable[[PyTree], PyTree], carry: _Carry) -> _Carry:
     """One product, unless the space is exhausted or the last has been taken."""
-    k, size = carry.count, carry.alphas.shape[0]
+    k, size = carry.taken, carry.alphas.shape[0]
     dtype = carry.alphas.dtype
     is_due = ~carry.is_exhausted & (k < size)
     last = jnp.where(k > 0, carry.betas[jnp.maximum(k - 1, 0)], 0)
@@ -117,7 +117,7 @@ def _step(product: Callable[[PyTree], PyTree], carry: _Carry) -> _Carry:
     ends = beta <= 4 * jnp.finfo(dtype).eps * size_so_far
     place = jnp.where(is_due, k, size)  # out of range: dropped
     return carry._replace(
-        count=k + is_due.astype(k.dtype),
+        taken=k + is_due.astype(k.dtype),
         is_exhausted=carry.is_exhausted | ends,
         v=_divided(w, beta),
         before=carry.v,
@@ -129,15 +129,15 @@ def _step(product: Callable[[PyTree], PyTree], carry: _Carry) -> _Carry:
 def _look(carry: _Carry, tolerance: jax.Array) -> _Carry:
     """The largest eigenvalue of T, and whether it is good enough."""
     size, dtype = carry.alphas.shape[0], carry.alphas.dtype
-    is_used = jnp.arange(size) < carry.count
+    is_used = jnp.arange(size) < carry.taken
     largest = _size(carry)
     # Below the spectrum, so that no row that is not used gives the largest eigenvalue.
     alphas = jnp.where(is_used, carry.alphas, -4 * largest)
-    inner = jnp.where(jnp.arange(size) < carry.count - 1, carry.betas, 0)[:-1]
+    inner = jnp.where(jnp.arange(size) < carry.taken - 1, carry.betas, 0)[:-1]
     matrix = jnp.diag(alphas) + jnp.diag(inner, 1) + jnp.diag(inner, -1)
     unit = jnp.where(largest > 0, largest, 1)
     values, vectors = jnp.linalg.eigh(matrix / unit)
-    end = jnp.maximum(carry.count - 1, 0)
+    end = jnp.maximum(carry.taken - 1, 0)
     value = values[-1] * unit
     residual = carry.betas[end] * jnp.abs(vectors[end, -1])
     enough = jnp.asarray(tolerance, dtype) * jnp.abs(value)

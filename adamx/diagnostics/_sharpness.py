@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx import _checks, _tree
+from adamx import _checks, _tree, moments
 from adamx._types import PyTree, at_least_single, dtype_of
 from adamx.diagnostics._lanczos import Eigenvalue, largest_eigenvalue
 from adamx.diagnostics._steps_model import Motion, at_work, motions
@@ -37,7 +37,7 @@ _LOW, _HIGH = 0.9, 1.1
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sharpness:
-    """How sharp the loss is, for itself and for the optimizer; `print` says it in words.
+    """How sharp the loss is, for itself and for the optimizer; in words by `print`.
 
     Attributes:
       hessian: largest eigenvalue (not the largest in magnitude) of the Hessian in all
@@ -46,7 +46,8 @@ class Sharpness:
       preconditioned: that of P^(-1/2) H P^(-1/2) in the parameters that move: 1 over
         the unit of a learning rate. NaN before the first step.
       threshold: of `preconditioned`, above which steps diverge; a dict by group where
-        there are several rates; the lowest where momentum differs within a group. NaN where the step has a factor that is not recorded (LAMB).
+        there are several rates; the lowest where momentum differs within a group. NaN
+        where the step has a factor that is not recorded (LAMB).
       edge: preconditioned / threshold, 1 at the edge of stability. Where groups differ,
         the largest eigenvalue with every parameter measured by its own threshold.
       learning_rate: as recorded, in parameter units per step; or a dict by group.
@@ -99,8 +100,8 @@ def _verdict(hessian: Any, edge: Any) -> str:
     if edge <= _HIGH:
         return "As sharp as this learning rate allows: at the edge of stability."
     return (
-        f"Sharp for this learning rate: {edge:.3g} times what is stable. Steps overshoot "
-        "until it is flatter, or the rate lower."
+        f"Sharp for this learning rate: {edge:.3g} times what is stable. Steps "
+        "overshoot until it is flatter, or the rate lower."
     )
 
 
@@ -244,33 +245,30 @@ def _compute(
         def weighted(v: PyTree) -> PyTree:
             return _times(weights, product(_times(weights, v)))
 
-        start = _random_like(at, weights, seed)
+        start = _random_like(weights, seed)
         return largest_eigenvalue(weighted, start, iterations, tolerance)
 
-    plain = largest(jax.tree.map(jnp.ones_like, at))
-    divided = largest(_weights(at, moving, lambda _: 1.0))
-    found = [plain, divided]
-    learning_rate, threshold = _by_label(moving)
-    if len({motion.stages for motion in moving.values()}) == 1:
-        edge = divided.value / threshold
-    else:
+    weights = [jax.tree.map(jnp.ones_like, at), _weights(at, moving, lambda _: 1.0)]
+    is_uniform = len({motion.stages for motion in moving.values()}) == 1
+    if not is_uniform:
         # Measured by their own thresholds, parameters of all groups share the edge 1.
-        found.append(largest(_weights(at, moving, lambda m: m.rate * m.gain / 2)))
-        edge = found[-1].value
+        weights.append(_weights(at, moving, lambda m: m.rate * m.gain / 2))
+    # One after another, compiled once.
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *weights)
+    found = jax.lax.map(largest, stacked)
+    plain, divided = found.value[0], found.value[1]
+    learning_rate, threshold = _by_label(moving)
+    edge = divided / threshold if is_uniform else found.value[2]
     return Sharpness(
-        hessian=plain.value,
-        preconditioned=divided.value,
+        hessian=plain,
+        preconditioned=divided,
         threshold=threshold,
         edge=edge,
         learning_rate=learning_rate,
-        iterations=_largest_of(x.iterations for x in found),
-        residual=_largest_of(x.residual for x in found),
-        converged=jnp.all(jnp.stack([x.converged for x in found])),
+        iterations=jnp.max(found.iterations),
+        residual=jnp.max(found.residual),
+        converged=jnp.all(found.converged),
     )
-
-
-def _largest_of(values: Any) -> jax.Array:
-    return jnp.max(jnp.stack(list(values)))
 
 
 def _hessian_product(
@@ -335,7 +333,7 @@ def _by_label(moving: Mapping[str, Motion]) -> tuple[ByGroup, ByGroup]:
         limits[motion.label] = limit if known is None else jnp.minimum(known, limit)
         rates[motion.label] = motion.rate
     if len(rates) == 1:
-        return *rates.values(), *limits.values()
+        return next(iter(rates.values())), next(iter(limits.values()))
     return rates, limits
 
 
@@ -343,13 +341,15 @@ def _times(weights: PyTree, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda w, x: w * x, weights, tree)
 
 
-def _random_like(at: PyTree, weights: PyTree, seed: Any) -> PyTree:
-    """Normal numbers where the weights are not 0; NaN where they are."""
-    leaves, structure = jax.tree.flatten(at)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    drawn = [
-        jax.random.normal(key, x.shape, x.dtype)
-        for key, x in zip(keys, leaves, strict=True)
-    ]
-    drawn = structure.unflatten(drawn)  # type: ignore[attr-defined]
-    return jax.tree.map(lambda w, x: jnp.where(w == 0, 0, x), weights, drawn)
+def _random_like(weights: PyTree, seed: Any) -> PyTree:
+    """Random numbers in (-1, 1) and none 0, but where weights are."""
+    key = jnp.zeros(2, jnp.uint32).at[1].set(jnp.asarray(seed).astype(jnp.uint32))
+
+    def leaf(w: jax.Array, stream: int) -> jax.Array:
+        u = moments.uniform(moments.random_bits(key, 0, stream, w.shape))
+        x = 2 * u - (1 - 2.0**-24)  # odd multiples of 2^-24
+        return jnp.where(w == 0, jnp.zeros_like(w), x.astype(w.dtype))
+
+    leaves, structure = jax.tree.flatten(weights)
+    drawn = [leaf(w, i) for i, w in enumerate(leaves)]
+    return structure.unflatten(drawn)  # type: ignore[attr-defined]

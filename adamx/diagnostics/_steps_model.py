@@ -281,6 +281,6 @@ def _check_readable(path: Path, node: Any) -> None:
         raise ValueError(
             f"`state` must hold moments that say how they are read, got a {name}"
             f"{where}. Supported: adamx's optimizers that divide by a running size "
-            "(adam, adamw, amsgrad, rmsprop, ...), sgd and momentum. Use adamx.adamw in "
-            "the place of optax.adamw; a step by signs (lion) has no threshold."
+            "(adam, adamw, amsgrad, rmsprop, ...), sgd and momentum. Use adamx.adamw "
+            "in the place of optax.adamw; a step by signs (lion) has no threshold."
         )
