@@ -1,4 +1,4 @@
-"""What States say of their moments: m_hat over the denominator is the step they took."""
+"""What States say of their moments: m_hat over the denominator is their step."""
 
 import jax
 import jax.numpy as jnp

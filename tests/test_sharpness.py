@@ -9,7 +9,7 @@ from flax import nnx
 
 import adamx
 from adamx import codecs
-from adamx.diagnostics._steps_model import at_work, motions
+from adamx.diagnostics._steps_model import Motion, at_work, motions
 from tests import reference_sharpness as reference
 from tests.helpers import enable_x64
 
@@ -35,7 +35,7 @@ def matrix(spectrum):
 
 def tree(flat, dtype=jnp.float32):
     """A vector as parameters of odd shapes, with a None."""
-    x = jnp.asarray(flat, dtype)
+    x = np.asarray(flat, dtype)
     return {"a": x[:15].reshape(3, 5), "b": [None, x[15:].reshape(1, 20, 1)]}
 
 
@@ -46,12 +46,17 @@ def quadratic(params, a):
     return 0.5 * unit * jnp.dot(p, (a / unit) @ p)
 
 
-def trained(tx, dtype=jnp.float32, steps=7):
+def trained(tx, dtype=jnp.float32):
     """The state after steps with GRADIENTS, and the last update."""
     params = tree(np.ones(N), dtype)
-    state, update, u = tx.init(params), jax.jit(tx.update), None
-    for g in GRADIENTS[:steps]:
-        u, state = update(tree(g, dtype), state, params)
+
+    def run(gradients):
+        state, u = tx.init(params), params
+        step = lambda carry, g: (tx.update(g, carry[1], params), None)  # noqa: E731
+        return jax.lax.scan(step, (u, state), gradients)[0]
+
+    grads = [tree(g, dtype) for g in GRADIENTS]
+    u, state = jax.jit(run)(jax.tree.map(lambda *g: np.stack(g), *grads))
     return params, state, u
 
 
@@ -111,7 +116,9 @@ def network_loss(params, batch):
     return 0.5 * jnp.sum((out - y) ** 2) / len(x)
 
 
-@pytest.mark.parametrize("is_double", [False, True])
+@pytest.mark.parametrize(
+    "is_double", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_network_against_an_explicit_hessian(is_double):
     rng = np.random.default_rng(2)
     x, y = rng.standard_normal((7, 4)), rng.standard_normal((7, 3))
@@ -255,12 +262,28 @@ DIVIDES = {
 }
 
 
+def read_motions(state, params):
+    """`motions`, compiled as one."""
+    names = {}
+
+    def run(state):
+        found = motions(state, params, False)
+        names.update({name: (m.label, m.stages) for name, m in found.items()})
+        return [m[1:4] for m in found.values()]
+
+    found = jax.jit(run)(state)
+    return [
+        Motion(label, *numbers, stages)
+        for (label, stages), numbers in zip(names.values(), found, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("name", DIVIDES)
 def test_denominators_are_those_of_the_step(name):
     params, state, updates = trained(DIVIDES[name])
     d = -RATE * GRADIENTS[-1] / flat(updates)
     assert np.all(d > 0)
-    found = list(motions(at_work(state), params, False).values())
+    found = read_motions(at_work(state), params)
     got = [np.ones(15 if i == 0 else 20) for i in range(2)]
     if found[0].denominator is not None:
         got = [np.ravel(motion.denominator) for motion in found]
@@ -276,7 +299,7 @@ def test_codes_are_decoded():
     params, state, _ = trained(tx)
     nu = flat(adamx.moments.decoded(state[0].nu))
     d = np.sqrt(nu / (1 - 0.97**7)) + 1e-3
-    found = motions(state, params, False).values()
+    found = read_motions(state, params)
     got = np.concatenate([np.ravel(motion.denominator) for motion in found])
     np.testing.assert_allclose(got, d, rtol=1e-5)
 
@@ -330,7 +353,12 @@ def test_groups_share_one_edge():
 
 
 @pytest.mark.parametrize(
-    "other", ["sgd", pytest.param("freeze", marks=pytest.mark.slow), "both"]
+    "other",
+    [
+        "sgd",
+        pytest.param("freeze", marks=pytest.mark.slow),
+        pytest.param("both", marks=pytest.mark.slow),
+    ],
 )
 def test_groups_without_moments(other):
     adam = adamx.adam(1e-2, 0.5, 0.97, 1e-1)
@@ -357,6 +385,7 @@ def test_groups_without_moments(other):
     assert found.edge == pytest.approx(edge, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_mask_around_the_moments_alone_leaves_sgd():
     mask = {"a": True, "b": [None, False]}
     tx = optax.chain(
@@ -408,11 +437,14 @@ def test_jit_and_vmap(adam):
     params, state = adam
     a = matrix(SPECTRA["spread"])
     one = adamx.sharpness(quadratic, params, state, a)
-    inside = jax.jit(lambda p, s, b: adamx.sharpness(quadratic, p, s, b))
-    found = inside(params, state, a)
-    assert float(found.preconditioned) == pytest.approx(one.preconditioned, rel=1e-5)
-    both = jax.vmap(lambda b: adamx.sharpness(quadratic, params, state, b))
-    found = both(jnp.stack([jnp.asarray(a), 3 * jnp.asarray(a), 0 * jnp.asarray(a)]))
+    both = jax.vmap(adamx.sharpness, in_axes=(None, None, None, 0))
+    both = jax.jit(both, static_argnums=0)
+    found = both(
+        quadratic,
+        params,
+        state,
+        jnp.stack([jnp.asarray(a), 3 * jnp.asarray(a), 0 * jnp.asarray(a)]),
+    )
     want = one.preconditioned * np.array([1, 3, 0])
     np.testing.assert_allclose(found.preconditioned, want, rtol=1e-5)
     assert np.all(found.converged)
@@ -439,14 +471,8 @@ def test_flax_nnx():
     def loss(params, x):
         return jnp.mean(nnx.merge(graph, params)(x) ** 2), "aux"
 
-    gradients = jax.grad(lambda p: loss(p, x)[0])(params)
-    tx = adamx.adam(RATE, eps=1e-2)
-    _, state = tx.update(gradients, tx.init(params), params)
-    found = adamx.sharpness(loss, params, state, x, has_aux=True)
     wide = np.c_[np.asarray(x, float), np.ones(5)]
-    assert found.hessian == pytest.approx(
-        reference.largest(wide.T @ wide / 5), rel=1e-4
-    )
+    top = reference.largest(wide.T @ wide / 5)
     # An optimizer in the state's place: its own states, here before their first step.
     found = adamx.sharpness(loss, params, optimizer, x, has_aux=True)
     assert found.hessian == pytest.approx(top, rel=1e-4)

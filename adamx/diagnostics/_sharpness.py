@@ -280,17 +280,15 @@ def _hessian_product(
         value = loss_fn(p, batch)
         if has_aux:
             value = value[0]
-        shape, dtype = jnp.shape(value), getattr(value, "dtype", None)
-        is_real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-        if isinstance(value, (tuple, list, dict)) or shape != () or not is_real:
-            got = (
-                f"a {type(value).__name__}"
-                if isinstance(value, (tuple, list, dict)) or dtype is None
-                else f"shape {shape}, dtype {dtype}"
-            )
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+            got = f"a {type(value).__name__}"
+            if dtype is not None:
+                got = f"an array of shape {shape}, dtype {dtype}"
             raise ValueError(
                 "`loss_fn` must return a real scalar, or (scalar, anything) with "
-                f"has_aux=True, got {got}. Take the mean over the batch."
+                f"has_aux=True, got {got}. Take the "
+                "mean over the batch."
             )
         return value
 
