@@ -147,8 +147,9 @@ def draw(runs: dict[float, Any], every: int, path: Path) -> Path:
     )
     middle.set(title="Sharpness: largest eigenvalue\nof the Hessian", xlabel="Step")
     right.set(title="Training loss", xlabel="Step")
-    for axes in (left, middle, right):
+    for axes in (left, right):
         axes.set_yscale("log")
+    middle.set_ylim(bottom=0)
     title = "Full-batch Adam brings the curvature up to its own threshold"
     return _style.save(figure, path, title)
 

@@ -126,7 +126,7 @@ def test_parts_that_cannot_be_told_apart():
         {"a": adamx.sgd(0.1), "b": optax.set_to_zero()}, {"w": "a", "v": "b"}
     )
     params = {"w": jnp.ones(3), "v": jnp.ones(2)}
-    with pytest.raises(ValueError, match="parameter 'v' belongs to.*adamx.groups"):
+    with pytest.raises(ValueError, match=r"parameter 'v' belongs to.*adamx.groups"):
         call(tx, params=params)
 
 

@@ -280,15 +280,14 @@ def _hessian_product(
         value = loss_fn(p, batch)
         if has_aux:
             value = value[0]
-        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", Any)
         if shape != () or not jnp.issubdtype(dtype, jnp.floating):
-            got = f"a {type(value).__name__}"
-            if dtype is not None:
-                got = f"an array of shape {shape}, dtype {dtype}"
+            got = f"an array of shape {shape}, dtype {dtype}"
+            if shape is None:
+                got = f"a {type(value).__name__}"
             raise ValueError(
                 "`loss_fn` must return a real scalar, or (scalar, anything) with "
-                f"has_aux=True, got {got}. Take the "
-                "mean over the batch."
+                f"has_aux=True, got {got}. Take the mean over the batch."
             )
         return value
 
