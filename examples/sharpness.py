@@ -41,7 +41,7 @@ except ImportError as error:
     ) from error
 
 SIZES = (64, 48, 48, 10)
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3, 8e-3)
 EXAMPLES = 1000
 
 

@@ -94,7 +94,12 @@ def largest_eigenvalue(
         carry = jax.lax.fori_loop(0, steps, lambda _, c: _step(product, c), carry)
         return _look(carry, tolerance)
 
-    end = jax.lax.while_loop(lambda c: ~c.is_done & (c.taken < iterations), body, carry)
+    def round_of_steps(_: Any, carry: _Carry) -> _Carry:
+        return jax.lax.cond(carry.is_done, lambda: carry, lambda: body(carry))
+
+    # Not a while_loop, which on CPU with jaxlib 0.6 ends before its first round when it
+    # comes out of the persistent compilation cache.
+    end = jax.lax.fori_loop(0, -(-iterations // steps), round_of_steps, carry)
     value, residual = end.value, end.residual
     residual = jnp.where(residual == 0, zero, residual / jnp.abs(value))
     return Eigenvalue(value, residual, end.taken, end.is_done & jnp.isfinite(value))

@@ -152,7 +152,8 @@ def sharpness(
         will do. `stages` count with the stage at work.
       batch: what `loss_fn` takes. A minibatch has its own curvature: mostly larger.
       has_aux: whether `loss_fn` returns (loss, anything).
-      iterations: products at most, >= 1, for each eigenvalue.
+      iterations: products at most, >= 1, for each eigenvalue. Under vmap all of them
+        are computed.
       tolerance: relative, > 0, of residuals and of the last change; 1e-4 leaves errors
         far below 1e-3, but for spectra whose top is crowded within it.
       seed: int or traced, of the start vector.
