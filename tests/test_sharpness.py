@@ -241,7 +241,7 @@ DIVIDES = {
     "amsgrad": adamx.amsgrad(RATE, 0.0, 0.5, 1e-3),
     "adam_mini": adamx.adam_mini(RATE, 0.0, 0.97, 1e-3),
     "rmsprop": adamx.rmsprop(RATE, 0.9, 1e-3),
-    "adabound": adamx.adabound(RATE, 0.0, 0.97, 1e-3),
+    "adabound": adamx.adabound(RATE, 0.0, 0.97, 1e-3, gamma=1.0),
     "radam": adamx.radam(RATE, 0.0, 0.97, 1e-3, threshold=100.0),
     "radam, rectified": adamx.radam(RATE, 0.0, 0.97, 1e-3, threshold=4.0),
     "sparse_adam": adamx.sparse_adam(RATE, 0.0, 0.97, 1e-3),
