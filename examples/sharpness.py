@@ -13,8 +13,9 @@ network and takes about 80 s of processor time:
 
 What to expect: the preconditioned sharpness rises to 38 / learning rate, the threshold
 for b1 = 0.9, and stays there, whatever the rate. The plain one goes its own way, and is
-lower where the rate is larger. With rates of 0.001 and less it takes longer. Cohen et al., "Adaptive Gradient Methods at the Edge of
-Stability" (2022), section 4, show the same for deep networks.
+lower where the rate is larger. With rates of 0.001 and less it takes longer. Cohen et
+al., "Adaptive Gradient Methods at the Edge of Stability" (2022), section 4, show the
+same for deep networks.
 
 Everything is at Adam's default (b2 = 0.999) but for eps = 1e-7, as in the paper.
 """

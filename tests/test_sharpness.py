@@ -242,7 +242,7 @@ DIVIDES = {
     "adam_mini": adamx.adam_mini(RATE, 0.0, 0.97, 1e-3),
     "rmsprop": adamx.rmsprop(RATE, 0.9, 1e-3),
     "adabound": adamx.adabound(RATE, 0.0, 0.97, 1e-3, gamma=1.0),
-    "radam": adamx.radam(RATE, 0.0, 0.97, 1e-3, threshold=100.0),
+    "radam": adamx.radam(RATE, 0.0, 0.97, 1e-3, threshold=60.0),
     "radam, rectified": adamx.radam(RATE, 0.0, 0.97, 1e-3, threshold=4.0),
     "sparse_adam": adamx.sparse_adam(RATE, 0.0, 0.97, 1e-3),
     "sgd": adamx.sgd(RATE),
