@@ -57,9 +57,11 @@ from adamx.compose import stages as stages
 from adamx.compose import with_hyperparams as with_hyperparams
 from adamx.diagnostics import DiagnoseState as DiagnoseState
 from adamx.diagnostics import History as History
+from adamx.diagnostics import Sharpness as Sharpness
 from adamx.diagnostics import diagnose as diagnose
 from adamx.diagnostics import print_report as print_report
 from adamx.diagnostics import report as report
+from adamx.diagnostics import sharpness as sharpness
 from adamx.fused import Fused as Fused
 from adamx.fused import fused as fused
 from adamx.optimizers import ScaleByAdaboundState as ScaleByAdaboundState

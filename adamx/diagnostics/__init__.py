@@ -9,3 +9,5 @@ from adamx.diagnostics._relate import Relation as Relation
 from adamx.diagnostics._relate import Relations as Relations
 from adamx.diagnostics._report import report as report
 from adamx.diagnostics._report_text import print_report as print_report
+from adamx.diagnostics._sharpness import Sharpness as Sharpness
+from adamx.diagnostics._sharpness import sharpness as sharpness

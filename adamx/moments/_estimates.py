@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from adamx import _tree
 from adamx._types import PyTree
 from adamx.moments._codec import Encoded
+from adamx.moments._codes import decode, is_scaled
 from adamx.moments._ema import scale
+from adamx.moments._layout import spread
 from adamx.reading import unboxed
 
 
@@ -104,3 +106,48 @@ def moment_paths(moment: PyTree) -> dict[str, Any]:
     scales = [jax.tree.leaves(tree) for tree in moment.scales]
     codes = _tree.leaves_by_path(moment.codes)
     return dict(zip(codes, zip(codes.values(), *scales, strict=True), strict=True))
+
+
+def estimates_by_path(
+    found: Estimates, params: PyTree, gradients: PyTree | None = None
+) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
+    """By the parameter's path (m_hat, root, denominator), in the parameter's shape.
+
+    What is not read costs nothing inside jit.
+
+    Args:
+      found: what a State answers.
+      params: the parameters, or others with their paths and shapes. Those without
+        moments (masked, of other groups) are left out.
+      gradients: like the parameters; None: zeros, which change m_hat only.
+
+    Raises:
+      ValueError: a moment of another shape than its parameter.
+    """
+    shapes = {k: jnp.shape(p) for k, p in _tree.leaves_by_path(params).items()}
+    grads = {} if gradients is None else _tree.leaves_by_path(gradients)
+    by_path = [moment_paths(moment) for moment in found.moments]
+    result = {}
+    for name in by_path[0]:
+        if name not in shapes:
+            continue
+        held = [_at_shape(name, own[name], shapes[name]) for own in by_path]
+        g = _tree.wide(grads[name]) if name in grads else jnp.zeros_like(held[0])
+        result[name] = found.rule(g, *held)
+    return result
+
+
+def _at_shape(name: str, stored: tuple[Any, ...], shape: tuple[int, ...]) -> jax.Array:
+    """A stored moment as an array of the parameter's shape, at least float32."""
+    codes, *scales = map(unboxed, stored)
+    x = _tree.wide(codes)
+    if is_scaled(codes.dtype):
+        x = decode(codes, tuple(scales), jnp.float32)
+    pairs = zip(x.shape, shape, strict=False)
+    if x.ndim != len(shape) or any(d > max(n, 1) for d, n in pairs):
+        raise ValueError(
+            f"the moment at '{name}' must fit its parameter of shape {shape}, got "
+            f"shape {x.shape}. Pass the state that belongs to these parameters; of a "
+            "batch of both, one: jax.vmap, or jax.tree.map(lambda x: x[0], ...)."
+        )
+    return jnp.broadcast_to(spread(x, shape), shape)
