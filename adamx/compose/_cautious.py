@@ -30,7 +30,7 @@ from adamx._types import (
     real_dtype,
     scalar_dtype,
 )
-from adamx.compose._stages import StagesState
+from adamx.compose._stages_state import StagesState
 from adamx.optimizers import ScheduleFreeAdamWState
 
 # jax 0.6 has it in jax.core.
@@ -122,6 +122,8 @@ class _Alignment:
         wide = _tree.wide(u)
         uphill = sign * _tree.wide(g).astype(wide.dtype)
         masked, kept = cautious_leaf(wide, uphill)
+        if is_last:  # nothing multiplies it by -learning_rate any more
+            masked = jnp.where(masked == 0, -jnp.zeros_like(masked), masked)
         self.kept[index] = (here, kept)
         return masked.astype(u.dtype)
 
