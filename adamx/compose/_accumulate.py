@@ -133,11 +133,9 @@ def accumulate(
 
     def check(updates: PyTree, state: Any, params: PyTree | None) -> None:
         _checks.check_state(state, AccumulateState, "accumulate")
-        _tree.check_inexact(updates, "gradient")
+        _tree.check_gradient(updates, params)
         _tree.check_like_params(updates, state.accumulated)
         _check_real(updates, state.accumulated)
-        if params is not None:
-            _tree.check_like_params(updates, params)
 
     def call(
         is_taken: jax.Array | None, updates: PyTree, state: AccumulateState

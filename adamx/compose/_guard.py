@@ -183,9 +183,7 @@ def guard(
                 f"got one {got} statistics of the norm; make a new one (tx.init), or "
                 "guard as before."
             )
-        _tree.check_inexact(updates, "gradient")
-        if params is not None:
-            _tree.check_like_params(updates, params)
+        _tree.check_gradient(updates, params)
 
     def judge(updates: Callable[[], PyTree], state: GuardState) -> _Verdict:
         is_finite, norm = finite_norm(updates)

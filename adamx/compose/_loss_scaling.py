@@ -226,9 +226,7 @@ def loss_scaling(
 
     def check(updates: PyTree, state: Any, params: PyTree | None) -> None:
         _checks.check_state(state, LossScalingState, "loss_scaling")
-        _tree.check_inexact(updates, "gradient")
-        if params is not None:
-            _tree.check_like_params(updates, params)
+        _tree.check_gradient(updates, params)
 
     def after(state: Any, held: Any, is_good: jax.Array) -> LossScalingState:
         scale, good_steps = _next_scale(
