@@ -543,3 +543,32 @@ def test_schedules_in_hyperparams_continue():
         updates, state = tx.update(jnp.ones(1), state)
         steps.append(float(updates[0]))
     np.testing.assert_allclose(steps, [-1.0, -1 / 2, -1 / 3, -1 / 4], rtol=1e-6)
+
+
+@both_ways
+def test_stages_in_a_stage_continue_if_they_too_are_to(way):
+    """Ours begin at step 2; theirs at 2 and 4 in all, or each at a 0 of its own."""
+    for inner, want in (
+        ("continue", [0.8, 0.7, 0.6, 0.5]),
+        ("restart", [1.0, 0.9, 1.0, 0.9]),
+    ):
+        nested = adamx.stages(
+            [(adamx.sgd(RAMP), 2), (adamx.sgd(RAMP), None)], schedules=inner
+        )
+        plan = [(adamx.sgd(1.0), 2), (adamx.guard(nested), None)]
+        tx = adamx.stages(plan, schedules="continue")
+        step, params, found = jax.jit(way(tx)), jnp.zeros(1), []
+        state = tx.init(params)
+        for _ in range(6):
+            before = params
+            params, state = step(jnp.ones(1), state, params)
+            found.append(float(before[0] - params[0]))
+        np.testing.assert_allclose(found, [1.0, 1.0, *want], rtol=1e-5)
+        assert int(state.inner_states[1].inner_state.before) == 2
+
+
+def test_what_all_stages_freeze_depends_on_no_gradient():
+    frozen = adamx.groups([("a", adamx.freeze())], default=adamx.sgd(0.1))
+    tx = adamx.guard(adamx.stages([(frozen, 2), (frozen, None)]))
+    table = adamx.describe(tx, {"a": jnp.ones(2), "b": jnp.ones(2)})
+    assert [row.frozen for row in table.rows[:-1]] == [True, False]

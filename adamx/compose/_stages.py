@@ -4,13 +4,11 @@ stage(t) = the first i with t < steps_0 + ... + steps_i,  t steps taken before
 p, s_i <- step of stage i;   all other s_j stay as they are
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from adamx import _checks, _tree
@@ -24,37 +22,9 @@ from adamx._types import (
 from adamx.compose._carry import carried, carries, continued
 from adamx.compose._choice import as_stored, step_if
 from adamx.compose._precision import outermost_in
-from adamx.reading import Reading, read, unboxed
+from adamx.compose._stages_state import StagesState
 
 _LIMIT = 2**31 - 1
-
-
-class StagesState(NamedTuple):
-    """State of `stages`: those of all stages, and 12 bytes.
-
-    Attributes:
-      inner_states: tuple, one state for each stage; those of the stages that have not
-        begun are as their init made them.
-      count: int32 scalar, steps taken in all; stays at 2^31 - 1 once there.
-      stage: int32 scalar, the stage of the last step, from 0.
-      since: int32 scalar, steps taken before that stage's first.
-    """
-
-    inner_states: Any
-    count: Any
-    stage: Any
-    since: Any
-
-    @property
-    def answers_for_inner(self) -> bool:
-        """Only the stage at work is to be read."""
-        return True
-
-    def readings(self) -> dict[str, Any]:
-        """Steps, stage, and what the stage of the last step has recorded."""
-        found = _of_stage(unboxed(self.stage), [read(s) for s in self.inner_states])
-        own = {"count": self.count, "stage": self.stage, "stage_since": self.since}
-        return found | own
 
 
 def stages(
@@ -81,7 +51,7 @@ def stages(
         `optax.inject_hyperparams`. Counts that correct the bias of moments start anew,
         and with them schedules that are asked for these: of b1, b2 and eps, and the
         learning rates of `swats`, `adam_to_sgd` and `schedule_free_adamw`, which hold
-        their own.
+        their own. Stages in a stage go on from there if they, too, are to continue.
       moments: "reset": each stage starts without a past. "carry": a stage that begins
         takes over the mean gradient and the mean squared gradient of the one that
         ends, in its own units: mu / (bias correction) of Adam's is trace *
@@ -125,7 +95,7 @@ def stages(
         _check_writes(held)
         if moments == "carry" and jax.tree.leaves(params):
             _check_carries(held)
-        zeros = (jnp.zeros((), jnp.int32) for _ in range(3))
+        zeros = (jnp.zeros((), jnp.int32) for _ in range(4))
         return StagesState(held, *zeros)
 
     def run(
@@ -137,22 +107,21 @@ def stages(
         _checks.check_state(state, StagesState, "stages")
         stage = jnp.sum(state.count >= jnp.asarray(starts[1:], jnp.int32))
         stage = stage.astype(jnp.int32)
-        begins = (stage != state.stage) & (state.count > 0)
+        begins = (stage != state.stage) | (state.count == 0)
         held = list(state.inner_states)
         for i in range(len(txs)):
             mine, is_first = held[i], (stage == i) & begins
             if i and moments == "carry":
                 mine = carried(held[i - 1], mine, is_first)
-            if i and schedules == "continue":
-                mine = continued(mine, state.count, is_first)
+            if schedules == "continue":
+                mine = continued(mine, state.before + state.count, is_first)
             # One conditional for each stage, behind one another: each changes its own
             # state and `value`, and leaves them alone at no cost otherwise. One switch
             # over all states keeps them twice, at five times the time.
             value, held[i] = choose(i, stage == i, mine, value)
         since = jnp.where(begins, state.count, state.since)
-        return value, StagesState(
-            tuple(held), _tree.increment(state.count), stage, since
-        )
+        count = _tree.increment(state.count)
+        return value, StagesState(tuple(held), count, stage, since, state.before)
 
     def update(
         updates: PyTree,
@@ -173,10 +142,16 @@ def stages(
                 new, after = updates_of[i](updates, mine, params, **extra_args)
                 return as_emitted(new), as_stored(after, mine)
 
-            return jax.lax.cond(is_mine, take, lambda: (value, mine))
+            def leave() -> tuple[PyTree, Any]:
+                if i:
+                    return value, mine
+                # Not the gradient: a parameter that all stages freeze depends on none.
+                return as_emitted(jax.tree.map(jnp.zeros_like, updates)), mine
 
-        _tree.check_inexact(updates, "gradient")
-        return run(state, as_emitted(updates), choose)
+            return jax.lax.cond(is_mine, take, leave)
+
+        _tree.check_gradient(updates, params)
+        return run(state, updates, choose)
 
     def step(
         grads: PyTree, state: StagesState, params: PyTree, **extra_args: Any
@@ -189,7 +164,7 @@ def stages(
 
             return step_if(is_mine, take, value, mine)
 
-        _tree.check_inexact(grads, "gradient")
+        _tree.check_gradient(grads, params)
         return run(state, params, choose)
 
     return with_step(init, update, step)
@@ -263,58 +238,3 @@ def _check_carries(held: tuple[Any, ...]) -> None:
                 "it. Those of scale_by_adam and scale_by_momentum are carried, where "
                 "they have the same tree and no codec, and Adam's two from Adam's."
             )
-
-
-# ---------------------------------------------------------------------------- reading
-
-
-def _of_stage(stage: Any, found: list[Reading]) -> dict[str, Any]:
-    """What one of several readings says, by kind.
-
-    Where the stage is not one number (a tracer, or one for each member of a batch),
-    every kind that any of them has is there, and NaN stands for nothing.
-    """
-    said = [_numbers(reading) for reading in found]
-    if isinstance(stage, jax.ShapeDtypeStruct):
-        return said[0]
-    if not isinstance(stage, jax.core.Tracer) and np.ndim(stage) == 0:
-        return said[int(stage)]
-    xp: Any = jnp if isinstance(stage, jax.core.Tracer) else np
-    result: dict[str, Any] = {}
-    for kind in dict.fromkeys(kind for each in said for kind in each):
-        values = [each.get(kind) for each in said]
-        dicts = [value for value in values if isinstance(value, dict)]
-        if not dicts:
-            result[kind] = _select(xp, stage, values)
-            continue
-        # A stage without groups has the same number for all of them.
-        result[kind] = {
-            group: _select(
-                xp,
-                stage,
-                [v.get(group) if isinstance(v, dict) else v for v in values],
-            )
-            for group in dict.fromkeys(group for each in dicts for group in each)
-        }
-    return result
-
-
-def _select(xp: Any, stage: Any, values: list[Any]) -> Any:
-    """The value of each member's stage; NaN where it is None."""
-    known = [xp.asarray(value) for value in values if value is not None]
-    is_whole = len(known) == len(values)
-    dtype = known[0].dtype
-    if not is_whole and not xp.issubdtype(dtype, xp.floating):
-        dtype = xp.float32
-    result = xp.full(np.shape(stage), 0 if is_whole else xp.nan, dtype)
-    for i, value in enumerate(values):
-        if value is not None:
-            result = xp.where(stage == i, xp.asarray(value).astype(dtype), result)
-    return result
-
-
-def _numbers(reading: Reading) -> dict[str, Any]:
-    """All that a reading says, by kind."""
-    named = {f.name: getattr(reading, f.name) for f in dataclasses.fields(reading)}
-    named |= named.pop("more")
-    return {kind: value for kind, value in named.items() if value is not None}
