@@ -199,7 +199,7 @@ def loss_scaling(
         "backoff_factor", backoff_factor, 0.0, 1.0, "Use 0.5: half the scale."
     )
     if not isinstance(growth_interval, jax.core.Tracer):
-        _checks.check_steps("growth_interval", growth_interval, maximum=2**31 - 1)
+        _checks.check_steps("growth_interval", growth_interval)
     inner, inner_step = optax.with_extra_args_support(inner), step_if_of(inner)
 
     def init(params: PyTree) -> LossScalingState:
