@@ -24,8 +24,6 @@ from adamx.compose._choice import as_stored, step_if
 from adamx.compose._precision import outermost_in
 from adamx.compose._stages_state import StagesState
 
-_LIMIT = 2**31 - 1
-
 
 def stages(
     plan: Sequence[tuple[GradientTransformation, int | None]],
@@ -93,7 +91,7 @@ def stages(
     def init(params: PyTree) -> StagesState:
         held = tuple(tx.init(params) for tx in txs)
         _check_writes(held)
-        if moments == "carry" and jax.tree.leaves(params):
+        if moments == "carry":
             _check_carries(held)
         zeros = (jnp.zeros((), jnp.int32) for _ in range(4))
         return StagesState(held, *zeros)
@@ -182,40 +180,44 @@ def _check_plan(plan: Any) -> tuple[list[GradientTransformation], list[int]]:
         raise ValueError(f"`plan` must be {expected}, got none; give at least one.")
     txs, starts = [], [0]
     for i, pair in enumerate(plan):
-        is_pair = isinstance(pair, (list, tuple)) and not hasattr(pair, "init")
-        if not is_pair or len(pair) != 2:
-            raise TypeError(
-                f"`plan[{i}]` must be a pair (transformation, steps), got "
-                f"{_checks.describe_value(pair)}; write (tx, 1000), or (tx, None) last."
-            )
-        tx, steps = pair
-        _checks.check_transformation(f"plan[{i}][0]", tx)
+        tx, steps = _check_stage(f"plan[{i}]", pair, is_last=i == len(plan) - 1)
         txs.append(tx)
-        is_last = i == len(plan) - 1
-        if is_last != (steps is None):
-            raise ValueError(
-                f"`plan[{i}][1]` must be "
-                + ("None, for the last stage has no end" if is_last else "a number")
-                + f", got {_checks.describe_value(steps)}. "
-                + (
-                    "Pass None: what runs longer than planned stays in it."
-                    if is_last
-                    else "Only the last stage goes on for ever: those behind this one "
-                    "would never run. Give its steps, or drop them."
-                )
-            )
-        if not is_last:
-            remedy = "It is the stage's own number of steps, not where it ends."
-            count = _checks.check_steps(
-                f"plan[{i}][1]", steps, maximum=_LIMIT, remedy=remedy
-            )
-            starts.append(starts[-1] + count)
-    if starts[-1] > _LIMIT:
+        if steps is not None:
+            starts.append(starts[-1] + steps)
+    if starts[-1] > _checks.LAST_STEP:
         raise ValueError(
-            f"`plan` must begin its last stage by step {_LIMIT}, got {starts[-1]}: "
-            "steps are counted in 32 bits. Shorten the stages."
+            f"`plan` must begin its last stage by step {_checks.LAST_STEP}, got "
+            f"{starts[-1]}: steps are counted in 32 bits. Shorten the stages."
         )
     return txs, starts
+
+
+def _check_stage(
+    name: str, pair: Any, is_last: bool
+) -> tuple[GradientTransformation, int | None]:
+    """A transformation, and its number of steps; None for the last."""
+    is_pair = isinstance(pair, (list, tuple)) and not hasattr(pair, "init")
+    if not is_pair or len(pair) != 2:
+        raise TypeError(
+            f"`{name}` must be a pair (transformation, steps), got "
+            f"{_checks.describe_value(pair)}; write (tx, 1000), or (tx, None) last."
+        )
+    tx, steps = pair
+    _checks.check_transformation(f"{name}[0]", tx)
+    if is_last and steps is not None:
+        raise ValueError(
+            f"`{name}[1]` must be None, for the last stage has no end, got "
+            f"{_checks.describe_value(steps)}. Pass None: what runs longer than "
+            "planned stays in it."
+        )
+    if not is_last and steps is None:
+        raise ValueError(
+            f"`{name}[1]` must be a number, got None. Only the last stage goes on for "
+            "ever: those behind this one would never run. Give its steps, or drop them."
+        )
+    remedy = "It is the stage's own number of steps, not where it ends."
+    count = None if is_last else _checks.check_steps(f"{name}[1]", steps, remedy=remedy)
+    return tx, count
 
 
 def _check_writes(held: tuple[Any, ...]) -> None:
