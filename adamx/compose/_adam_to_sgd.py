@@ -279,7 +279,7 @@ def adam_to_sgd(
         used = _scalars.resolve_all(state.count, **epsilons)
         slow = _scalars.resolve_all(since, momentum=momentum)
         base = _rate_at("learning_rate", learning_rate, state.count)
-        matched = {}
+        matched = {k: getattr(state, k) for k in ("matched_rate", "base_rate")}
         if sgd_learning_rate is None:
             matched = _matched(state, is_restart, updates, params, **slow)
             then = jnp.where(is_adam, base, matched["base_rate"])
@@ -314,15 +314,14 @@ def adam_to_sgd(
             name: jnp.where(is_adam, value, getattr(state, name))
             for name, value in _scalars.records(recorded | used, base.dtype).items()
         }
-        scalars = slow | {"applied_learning_rate": rate, "applied_weight_decay": decay}
-        scalars |= {"matched_rate": state.matched_rate, "base_rate": state.base_rate}
+        applied = {"applied_learning_rate": rate, "applied_weight_decay": decay}
         return updates, AdamToSgdState(
             count=count,
             switch_step=jnp.where(is_adam & decides, count, state.switch_step),
             plateau=plateau,
             **new,
             **kept,
-            **_scalars.records(scalars | matched, base.dtype),
+            **_scalars.records(slow | applied | matched, base.dtype),
         )
 
     return wide_chain(GradientTransformationExtraArgs(init, update))
