@@ -30,6 +30,7 @@ from adamx._types import (
     real_dtype,
     scalar_dtype,
 )
+from adamx.compose._precision import outermost_in
 from adamx.compose._stages_state import StagesState
 from adamx.optimizers import ScheduleFreeAdamWState
 
@@ -163,6 +164,7 @@ def cautious(inner: GradientTransformation) -> GradientTransformationExtraArgs:
 
     Raises:
       TypeError: `inner` is not a transformation, is schedule-free, or holds `stages`.
+      ValueError: `inner` holds `master_weights` or `compensated`.
 
     >>> import adamx, jax.numpy as jnp
     >>> tx = cautious(adamx.adam(0.1, b1=0.9, b2=0.0))
@@ -192,6 +194,12 @@ def cautious(inner: GradientTransformation) -> GradientTransformationExtraArgs:
                 "`inner` must be an optimizer whose every step ends in one way, got "
                 "stages, of which some may add decay and others not: what is masked "
                 "differs. Put it inside: stages([(cautious(tx), steps), ...])."
+            )
+        if outermost := outermost_in(held):
+            raise ValueError(
+                f"`inner` must not hold {outermost}, whose update, if masked, would "
+                f"miss the parameters' target. Put it outermost: "
+                f"{outermost}(cautious(tx))."
             )
         return CautiousState(held, jnp.zeros((), scalar_dtype()))
 
