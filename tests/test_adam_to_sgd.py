@@ -144,15 +144,14 @@ def test_the_trace_starts_at_zero_and_nu_stays():
         np.testing.assert_array_equal(kept[4:], [kept[4]] * 4)
 
 
-@pytest.mark.slow
-def test_the_decay_does_not_change_at_the_switch():
+@pytest.mark.parametrize("sgd_rate", [50.0, 0.0, None])
+def test_the_decay_does_not_change_at_the_switch(sgd_rate):
     """By rate times decay a step, where the gradient is zero, in both phases."""
     params = jnp.ones(3)
     zeros = np.zeros((6, 3), np.float32)
-    for sgd_rate in (50.0, 0.0, None):
-        tx = adamx.adam_to_sgd(0.1, 3, sgd_learning_rate=sgd_rate, weight_decay=0.5)
-        _, trajectory, _ = run(tx, zeros, params)
-        np.testing.assert_allclose(trajectory[:, 0], 0.95 ** np.arange(6), rtol=1e-6)
+    tx = adamx.adam_to_sgd(0.1, 3, sgd_learning_rate=sgd_rate, weight_decay=0.5)
+    _, trajectory, _ = run(tx, zeros, params)
+    np.testing.assert_allclose(trajectory[:, 0], 0.95 ** np.arange(6), rtol=1e-6)
 
 
 # ---------------------------------------------------------------- the matched rate
@@ -183,6 +182,13 @@ def test_the_matched_rate_sees_all_leaves_and_large_ones():
     _, state = step(second, state, params)
     want = 0.1 * LR * np.sqrt(flat.size / np.sum(flat**2))
     assert float(state[0].matched_rate) == pytest.approx(want, rel=1e-6)
+
+
+def test_the_matched_rate_without_eps_leaves_out_what_had_no_gradient():
+    gradients = np.tile(np.float32([0.0, 1.0, 2.0]), (2, 1))
+    _, _, states = run(adamx.adam_to_sgd(LR, 1, eps=0.0), gradients, jnp.zeros(3))
+    want = 0.1 * LR * np.sqrt(2 / 5)  # u is 0, 1, 1
+    np.testing.assert_allclose(states.matched_rate[-1], want, rtol=1e-6)
 
 
 def test_the_matched_rate_of_nothing_is_zero():

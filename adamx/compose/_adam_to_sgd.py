@@ -282,7 +282,7 @@ def adam_to_sgd(
         matched = {k: getattr(state, k) for k in ("matched_rate", "base_rate")}
         if sgd_learning_rate is None:
             matched = _matched(state, is_restart, updates, params, **slow)
-            then = jnp.where(is_adam, base, matched["base_rate"])
+            then = matched["base_rate"]  # in Adam's phase 0, as the matched rate is
             follows = base / jnp.where(then == 0, jnp.ones_like(then), then)
             sgd_rate = matched["matched_rate"] * follows
             # Always so, which XLA cannot know: whatever overwrites the moments waits
