@@ -263,6 +263,19 @@ def adam_to_sgd(
             plateau=None if on_plateau is None else on_plateau.init(),
         )
 
+    def rate_of_sgd(
+        state: AdamToSgdState, match: Any, base: jax.Array, since: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """SGD's rate at a step; and the matched one, with Adam's last, as recorded."""
+        if sgd_learning_rate is not None:
+            rate = _rate_at("sgd_learning_rate", sgd_learning_rate, since)
+            names = ("matched_rate", "base_rate")
+            return rate, {name: getattr(state, name) for name in names}
+        matched = match()
+        then = matched["base_rate"]  # in Adam's phase 0, as the matched rate is
+        follows = base / jnp.where(then == 0, jnp.ones_like(then), then)
+        return matched["matched_rate"] * follows, matched
+
     def update(
         updates: PyTree,
         state: AdamToSgdState,
@@ -279,17 +292,11 @@ def adam_to_sgd(
         used = _scalars.resolve_all(state.count, **epsilons)
         slow = _scalars.resolve_all(since, momentum=momentum)
         base = _rate_at("learning_rate", learning_rate, state.count)
-        matched = {k: getattr(state, k) for k in ("matched_rate", "base_rate")}
-        if sgd_learning_rate is None:
-            matched = _matched(state, is_restart, updates, params, **slow)
-            then = matched["base_rate"]  # in Adam's phase 0, as the matched rate is
-            follows = base / jnp.where(then == 0, jnp.ones_like(then), then)
-            sgd_rate = matched["matched_rate"] * follows
-            # Always so, which XLA cannot know: whatever overwrites the moments waits
-            # until they have been read for the rate. Otherwise they are copied.
-            is_adam &= ~(sgd_rate < 0)
-        else:
-            sgd_rate = _rate_at("sgd_learning_rate", sgd_learning_rate, since)
+        match = functools.partial(_matched, state, is_restart, updates, params, **slow)
+        sgd_rate, matched = rate_of_sgd(state, match, base, since)
+        # Never below 0, which XLA cannot know: whatever overwrites the moments waits
+        # until they have been read for the rate. Otherwise they are copied.
+        is_adam &= ~(sgd_rate < 0)
         rate = jnp.where(is_adam, base, sgd_rate)
         direction, new = moments.apply_rule(
             adam_to_sgd_leaf,
