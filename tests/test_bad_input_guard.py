@@ -39,6 +39,7 @@ GUARD = [
 ACCUMULATE = [
     (0, ValueError, "`every` whole number >= 1 function of the step 0"),
     (-4, ValueError, "`every` >= 1 -4"),
+    (2**31, ValueError, "`every` <= 2147483647 2147483648"),
     (2.0, TypeError, "`every` whole number float 2.0 int"),
     (np.float32(2), TypeError, "`every` whole number int, e.g. 4"),
     (True, TypeError, "`every` bool True int"),
