@@ -154,6 +154,22 @@ def test_the_decay_does_not_change_at_the_switch(sgd_rate):
     np.testing.assert_allclose(trajectory[:, 0], 0.95 ** np.arange(6), rtol=1e-6)
 
 
+def test_sgds_schedules_begin_with_its_first_step():
+    falling = optax.linear_schedule(0.9, 0.0, 9)
+    tx = adamx.adam_to_sgd(LR, 3, momentum=falling, sgd_learning_rate=falling)
+    _, _, states = run(tx, noise(6, 3), jnp.zeros(3))
+    want = np.float32([0.9, 0.9, 0.9, 0.9, 0.8, 0.7])
+    np.testing.assert_allclose(states.momentum, want, rtol=1e-6)
+    np.testing.assert_allclose(states.applied_learning_rate[3:], want[3:], rtol=1e-6)
+
+
+def test_nothing_moves_in_adams_phase_at_a_rate_of_zero():
+    tx = adamx.adam_to_sgd(0.0, 3, weight_decay=0.1, **GIVEN)
+    updates, _, _ = run(tx, noise(4, 3), jnp.zeros(3))
+    assert not np.any(updates[:3])
+    assert np.all(updates[3])
+
+
 # ---------------------------------------------------------------- the matched rate
 
 
