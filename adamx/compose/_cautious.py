@@ -172,7 +172,7 @@ def cautious(inner: GradientTransformation) -> GradientTransformationExtraArgs:
     >>> updates, state = tx.update(jnp.array([1.0, 1.0]), state)
     >>> updates, state = tx.update(jnp.array([1.0, -0.5]), state)  # the second turns
     >>> [round(float(u), 3) for u in updates], float(state.kept_fraction)
-    ([-0.1, 0.0], 0.5)
+    ([-0.1, -0.0], 0.5)
 
     Source: Liang et al. (2024), Algorithm 1.
     """
