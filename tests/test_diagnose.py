@@ -155,7 +155,7 @@ def _distributions():
 def test_sampled_percentiles_are_within_the_stated_bound():
     """On 20 distributions: the share of elements below each, within 4 sigma."""
     distributions = _distributions()
-    assert len(distributions) == 20 or len(distributions) == 20
+    assert len(distributions) == 20
     tx = adamx.diagnose(adamx.rmsprop(1e-3), every=1)
     samples = 2048
     params = {f"{i:02}": jnp.zeros((400, 500)) for i in range(len(distributions))}
@@ -175,7 +175,7 @@ def test_sampled_percentiles_are_within_the_stated_bound():
 
 @pytest.mark.parametrize("q", [0, 37.5, 100])
 def test_percentiles_at_the_ends_and_between(q):
-    p, g, u, state = run(make(percentiles=(q,)), 3)
+    *_, state = run(make(percentiles=(q,)), 3)
     moments = adam_moments(state.inner_state[0], "a", "kernel")
     want = np.percentile(np.abs(moments[0]) / moments[2], q)
     got = adamx.read(state).diagnostics.layers["a/kernel"][f"r/p{q:g}"]
@@ -271,7 +271,8 @@ def test_every_optimizer_with_moments_is_seen(name):
 def test_behind_a_switch_the_ratios_are_nan_and_of_stages_the_active_counts():
     *_, state = run(adamx.diagnose(adamx.adam_to_sgd(1e-3, 2), every=1), 4)
     numbers = adamx.read(state).diagnostics.layers["a/kernel"]
-    assert np.isnan(numbers["r/p50"]) and numbers["update_norm"] > 0
+    assert np.isnan(numbers["r/p50"])
+    assert numbers["update_norm"] > 0
     first, second = adamx.adamw(1e-3, b1=0.5), adamx.adamw(1e-2, b1=0.8)
     tx = adamx.diagnose(adamx.stages([(first, 2), (second, None)]), every=1)
     _, g, _, state = run(tx, 3)  # one step of the second: m_hat is the gradient
@@ -286,7 +287,7 @@ def test_int8_moments_are_read_as_decoded():
     tx = adamx.diagnose(adamx.adamw(RATE, mu_dtype=codec, nu_dtype=codec), every=3)
     *_, state = run(tx, 3)
     held = adamx.codecs.decode(state.inner_state)[0]
-    mean, root, denominator = adam_moments(held, "a", "kernel")
+    mean, _, denominator = adam_moments(held, "a", "kernel")
     got = adamx.read(state).diagnostics.layers["a/kernel"]
     for q in QS:
         want = np.percentile(np.abs(mean) / denominator, q)
@@ -303,7 +304,7 @@ def test_fused_equals_the_protocol_and_needs_no_temporaries():
     *_, other = run(tx, 4)
     chex.assert_trees_all_close(state, other, rtol=1e-5)
 
-    large = {f"{i}": jnp.zeros((512, 700)) for i in range(4)}
+    large = {f"{i}": jax.ShapeDtypeStruct((2048, 2048), jnp.float32) for i in range(4)}
 
     def donated(params, state, gradients):
         updates, state = tx.update(gradients, state, params)
@@ -311,13 +312,11 @@ def test_fused_equals_the_protocol_and_needs_no_temporaries():
 
     compiled = (
         jax.jit(donated, donate_argnums=(0, 1))
-        .lower(large, tx.init(large), large)
+        .lower(large, jax.eval_shape(tx.init, large), large)
         .compile()
     )
-    size = sum(x.nbytes for x in jax.tree.leaves(large))
-    used = compiled.memory_analysis().temp_size_in_bytes
-    # The samples, whose part is small only in larger models.
-    assert used <= (TEMPORARIES + 0.15) * size
+    size = sum(4 * x.size for x in jax.tree.leaves(large))
+    assert compiled.memory_analysis().temp_size_in_bytes <= TEMPORARIES * size
 
 
 def test_scan_vmap_and_one_compilation():
@@ -355,6 +354,12 @@ def test_nan_and_inf_are_counted_in_their_layer():
     assert layers["a/kernel"]["nonfinite"] == 4
     assert layers["a/bias"]["nonfinite"] == 0
     assert layers["a/bias"]["grad_norm"] > 0
+    large = jnp.zeros((600, 700))
+    for value, is_bad in ((jnp.nan, 1), (-jnp.inf, 1), (1e30, 0)):
+        tx = adamx.diagnose(adamx.adamw(1e-3), every=1)
+        one = large.at[599, 3].set(value)
+        _, state = jax.jit(tx.update)(one, tx.init(large), large)
+        assert adamx.read(state).scalars()["nonfinite/(root)"] == is_bad
 
 
 def test_eight_devices_give_the_numbers_of_one_and_gather_nothing():
@@ -408,7 +413,8 @@ def test_gradients_without_parameters():
     g = tree(1)
     _, state = jax.jit(tx.update)(g, tx.init(g))
     numbers = adamx.read(state).diagnostics.layers["a/kernel"]
-    assert np.isnan(numbers["param_norm"]) and np.isnan(numbers["step/p50"])
+    assert np.isnan(numbers["param_norm"])
+    assert np.isnan(numbers["step/p50"])
     assert numbers["update_norm"] > 0
 
 
@@ -454,6 +460,6 @@ def test_bad_input_at_init_and_update():
         make(by=lambda path: 3).init(params)
     with pytest.raises(TypeError, match="diagnose"):
         make().update(params, adamx.adamw(1e-3).init(params), params)
+    short = params | {"b": jnp.ones(2)}
     with pytest.raises(ValueError, match="shape"):
-        short = params | {"b": jnp.ones(2)}
         make().update(short, make().init(params), params)

@@ -34,47 +34,6 @@ def row_sums(
     def total(x: jax.Array, first: int) -> jax.Array:
         return jnp.sum(term(_tree.wide(x)), axis=tuple(range(first, x.ndim)))
 
-    return _by_shape(total, total, arrays, is_stack)
-
-
-def count_by_row(
-    is_so: Callable[[jax.Array], jax.Array],
-    arrays: Sequence[jax.Array],
-    is_stack: Sequence[bool],
-) -> list[jax.Array]:
-    """How many elements of each row are so.
-
-    Args:
-      is_so: of an array, bools.
-      arrays, is_stack: as of `row_sums`.
-    """
-
-    def count(x: jax.Array, first: int) -> jax.Array:
-        axes = tuple(range(first, x.ndim))
-        return jnp.sum(is_so(x), axis=axes, dtype=jnp.int32)
-
-    def in_turn(x: jax.Array, first: int) -> jax.Array:
-        # XLA writes what it counts to memory: one index of an axis at a time.
-        if x.ndim < 2:
-            return count(x, first)
-        each = jax.lax.map(lambda row: jnp.sum(is_so(row), dtype=jnp.int32), x)
-        return each if first else jnp.sum(each)
-
-    return _by_shape(count, in_turn, arrays, is_stack)
-
-
-def _by_shape(
-    many: Callable[[jax.Array, int], jax.Array],
-    one: Callable[[jax.Array, int], jax.Array],
-    arrays: Sequence[jax.Array],
-    is_stack: Sequence[bool],
-) -> list[jax.Array]:
-    """A function of each array; of small ones of one shape, which are stacked, at once.
-
-    Args:
-      many, one: of an array and its number of leading axes that stay.
-      arrays, is_stack: as of `row_sums`.
-    """
     groups: dict[Any, list[int]] = {}
     for i, x in enumerate(arrays):
         small = 0 < math.prod(x.shape) <= _SMALL
@@ -85,8 +44,8 @@ def _by_shape(
     for members in groups.values():
         first = int(is_stack[members[0]])
         if len(members) < _MANY:
-            found |= {i: one(arrays[i], first) for i in members}
+            found |= {i: total(arrays[i], first) for i in members}
         else:
-            table = many(jnp.stack([arrays[i] for i in members]), 1 + first)
+            table = total(jnp.stack([arrays[i] for i in members]), 1 + first)
             found |= {i: table[k] for k, i in enumerate(members)}
     return [jnp.atleast_1d(found[i]) for i in range(len(arrays))]
