@@ -54,6 +54,10 @@ from adamx.compose import plateau as plateau
 from adamx.compose import set_hyperparams as set_hyperparams
 from adamx.compose import stages as stages
 from adamx.compose import with_hyperparams as with_hyperparams
+from adamx.diagnostics import LrRangeTest as LrRangeTest
+from adamx.diagnostics import LrSweep as LrSweep
+from adamx.diagnostics import lr_range_test as lr_range_test
+from adamx.diagnostics import lr_sweep as lr_sweep
 from adamx.fused import Fused as Fused
 from adamx.fused import fused as fused
 from adamx.optimizers import ScaleByAdaboundState as ScaleByAdaboundState
