@@ -9,6 +9,8 @@ import numpy as np
 _MEMORY = 1 / 20
 # What is given away, in parts of the gain, is still in the band.
 BAND = 0.05
+# The least gain, in standard deviations of the noise of a loss.
+_NOISES = 10.0
 # A neighbour further off, by this factor, says nothing about a rate.
 _REACH = 2.0
 
@@ -39,24 +41,31 @@ def gain(losses: np.ndarray, smoothed: np.ndarray) -> float:
     """How far the best rate brought the loss down: the unit of what is judged.
 
     The start (one loss: all rates share it) minus the lowest smoothed loss at the end;
-    at least four times the noise of single losses, so that rates under which nothing
-    moves are not told apart by their noise.
+    at least ten times the noise of single losses, so that rates under which nothing
+    moves are not told apart by their noise. The noise is that of the quieter rates
+    (lower quartile): the standard deviation of a loss against the next one's.
     """
     is_whole = np.isfinite(losses).all(axis=-1)
     if not is_whole.any():
         return 0.0
-    noise = np.median(np.std(losses[is_whole] - smoothed[is_whole], axis=-1))
+    jumps = np.std(np.diff(losses[is_whole], axis=-1), axis=-1) / np.sqrt(2.0)
+    noise = np.quantile(jumps, 0.25)
     fall = losses[is_whole, 0].max() - smoothed[is_whole, -1].min()
-    return float(max(fall, 4.0 * noise))
+    return float(max(fall, _NOISES * noise))
 
 
 def is_diverged(losses: np.ndarray, smoothed: np.ndarray) -> np.ndarray:
-    """Whether a curve is not finite, or ends half a `gain` above its lowest point."""
+    """Not finite; once a `gain` above the start; at the end half one above its lowest.
+
+    Whatever its end, a rate that blew up once is none to take: of 35 sweeps no such
+    rate came within a tenth of the gain of the best, and no best rate rose by a tenth.
+    """
     is_whole = np.isfinite(losses).all(axis=-1)
     unit = gain(losses, smoothed)
     with np.errstate(invalid="ignore"):
         rise = smoothed[:, -1] - smoothed.min(axis=-1)
-        return ~is_whole | ~(rise <= 0.5 * unit)
+        peak = smoothed.max(axis=-1) - losses[:, 0]
+        return ~is_whole | ~(rise <= 0.5 * unit) | ~(peak <= unit)
 
 
 def suggested(

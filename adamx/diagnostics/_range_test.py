@@ -41,15 +41,14 @@ class LrRangeTest:
     def suggestion(self) -> float:
         """The rate to train with; the rule is stated in `lr_range_test`."""
         slope = np.gradient(self._before, np.log(self._rates_before))
-        return float(self._rates_before[int(np.argmin(slope))])
+        first = self._first
+        return float(self._rates_before[first + int(np.argmin(slope[first:]))])
 
     @property
     def band(self) -> tuple[float, float]:
         """From where a tenth of the fall is done up to the lowest loss."""
-        smoothed = self._before
-        is_falling = smoothed <= smoothed[0] - 0.1 * (smoothed[0] - smoothed[-1])
         rates = self._rates_before
-        return float(rates[int(np.argmax(is_falling))]), float(rates[-1])
+        return float(rates[self._first]), float(rates[-1])
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -78,6 +77,13 @@ class LrRangeTest:
                 "moved, or add steps."
             )
         return self.smoothed[: self._lowest + 1]
+
+    @property
+    def _first(self) -> int:
+        """From here on a tenth of the fall is done for good: before it, noise falls."""
+        smoothed = self._before
+        is_high = smoothed > smoothed[0] - 0.1 * (smoothed[0] - smoothed[-1])
+        return int(np.flatnonzero(is_high)[-1]) + 1
 
     @property
     def _rates_before(self) -> np.ndarray:
@@ -128,8 +134,9 @@ def lr_range_test(
     steps of all that are lower. Take it where the model fits once only.
 
     Smoothed: the mean of the losses up to t, weighted by b^(t - i). Suggestion: the
-    rate at which the smoothed loss falls steepest against the logarithm of the rate, of
-    those before its lowest point. (Of the rules compared on three models with four
+    rate at which the smoothed loss falls steepest against the logarithm of the rate,
+    inside the band: from where a tenth of the fall is done, for good, to the lowest
+    point. (Of the rules compared on three models with four
     optimizers it came nearest to the best rate; a tenth of the rate of the lowest loss
     is often too low for SGD.) Diverged: from the first loss that is not finite, or the
     first step behind the lowest point that is half the fall above it.

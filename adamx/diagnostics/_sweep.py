@@ -136,15 +136,16 @@ def lr_sweep(
 
     Smoothed: s_t = the mean of the losses up to t, weighted by b^(t - i). Score: the
     last s of a rate. Unit of what follows: the gain, from the first loss down to the
-    lowest score of all rates (at least four standard deviations of a loss's noise).
-    Diverged: a loss is not finite, or the last s is half a gain above the lowest s of
-    that rate. Band: the unbroken range of rates about the lowest score whose scores are
-    within 0.05 gains of it. Suggestion: of the band, the rate with the lowest median of
-    its own score and its two neighbours' (those within a factor of 2; of two scores,
-    the worse); of equals the lowest rate. The median keeps away from a rate that was
-    lucky, or is next to an edge. (Of the rules compared on digits, two networks with
-    four optimizers, it lost least in the worst case of a longer run: 3 % of accuracy
-    after 100 steps of 400 or more, 8 % for the lowest score alone.)
+    lowest score of all rates (at least ten standard deviations of a loss's noise).
+    Diverged: a loss is not finite, or an s is a whole gain above the first loss, or the
+    last s is half a gain above the lowest s of that rate. Band: the unbroken range of
+    rates about the lowest score whose scores are within 0.05 gains of it. Suggestion:
+    of the band, the rate with the lowest median of its own score and its two
+    neighbours' (those within a factor of 2; of two scores, the worse); of equals the
+    lowest rate. The median keeps away from a rate that was
+    lucky, or is next to an edge. (Of the rules compared on three models, four
+    optimizers and 100 steps or more it lost least in the worst case: 2.4 % of accuracy
+    or loss in a longer run, where the lowest score alone lost 7.8 %.)
 
     Memory: parameters, gradients and state once for each rate that runs at a time.
 

@@ -283,6 +283,16 @@ def mesh_of(search: Search, devices: Sequence[Any] | None, at_once: int) -> Mesh
         devices = jax.local_devices(backend=platform)
         if at_once < 2 or len(devices) < 2:
             return None
+    if not all(hasattr(device, "platform") for device in devices):
+        raise TypeError(
+            "`devices` must be a sequence of devices as jax.devices() has them, got "
+            f"{_checks.describe_value(devices)}; pass e.g. jax.devices()[:2], or None."
+        )
+    if not len(devices):
+        raise ValueError(
+            "`devices` must name one device or more, got none; pass e.g. "
+            "jax.devices()[:2], or None for all."
+        )
     return Mesh(np.array(devices[:at_once]), (_AXIS,))
 
 
