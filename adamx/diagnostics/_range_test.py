@@ -193,6 +193,7 @@ def lr_range_test(
             search, carry, rates[number], batch
         ),
         (),
+        is_watched=progress,
     )
     with _sweep_run.bar(progress, search.steps) as on_steps:
         losses = _sweep_run.run(both, search, rates, on_steps)

@@ -142,10 +142,10 @@ def lr_sweep(
     rates about the lowest score whose scores are within 0.05 gains of it. Suggestion:
     of the band, the rate with the lowest median of its own score and its two
     neighbours' (those within a factor of 2; of two scores, the worse); of equals the
-    lowest rate. The median keeps away from a rate that was
-    lucky, or is next to an edge. (Of the rules compared on three models, four
-    optimizers and 100 steps or more it lost least in the worst case: 2.4 % of accuracy
-    or loss in a longer run, where the lowest score alone lost 7.8 %.)
+    lowest rate. The median keeps away from a rate that was lucky, or is next to an
+    edge. (Of the rules compared on three models, four optimizers and 100 steps or more
+    it lost least in the worst case: 2.4 % of accuracy or loss in a longer run, where
+    the lowest score alone lost 7.8 %.)
 
     Memory: parameters, gradients and state once for each rate that runs at a time.
 
@@ -199,7 +199,7 @@ def lr_sweep(
     if chunk is not None:
         remedy = "Pass None for all at once."
         at_once = min(at_once, _checks.check_steps("chunk", chunk, remedy=remedy))
-    train = Trainer(search, at_once, devices)
+    train = Trainer(search, at_once, devices, is_watched=progress)
     calls = -(-len(rates) // train.width) + -(-(refine or 0) // train.width)
     coarse = len(rates)
     with _sweep_run.bar(progress, calls * search.steps) as on_steps:
@@ -242,7 +242,12 @@ class Trainer:
     """`rates -> losses (n, steps)`: one program of fixed width, however many rates."""
 
     def __init__(
-        self, search: _sweep_run.Search, at_once: int, devices: Sequence[Any] | None
+        self,
+        search: _sweep_run.Search,
+        at_once: int,
+        devices: Sequence[Any] | None = None,
+        *,
+        is_watched: bool = False,
     ):
         self.mesh = _sweep_run.mesh_of(search, devices, at_once)
         per_device = -(-at_once // (self.mesh.size if self.mesh else 1))
@@ -255,6 +260,7 @@ class Trainer:
             lambda carry, rates, number, batch: step(carry, rates, batch),
             (per_device,),
             self.mesh,
+            is_watched,
         )
         self.search = search._replace(
             params=_sweep_run.at_mesh(search.params, self.mesh),

@@ -2,11 +2,12 @@
 
     state_r <- init at rate r;   for each batch: all (params, state)_r, one step at r
 
-The loop over the steps is outside, the map over the rates inside, and the loop's ends
-are arguments: the same program runs the whole or a part of it, whatever the rates.
+The loop over the steps is outside, the map over the rates inside: one program for any
+rates. Where a bar is to move, a second program goes on from where the first ended.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -50,12 +51,16 @@ class Programs(NamedTuple):
     """Both return `(carry, losses)`; the second is compiled if it is needed.
 
     Attributes:
-      start: `(rates, params, batches, stop)`, the steps from 0 to `stop`.
-      go_on: `(carry, losses, rates, batches, begin, stop)`; the first two are donated.
+      start: `(rates, params, batches)`, the first `first` steps.
+      go_on: `(carry, losses, rates, batches, begin)`, `block` steps more; the first two
+        arguments are donated.
+      first, block: the steps of a call; first + any number of blocks is all of them.
     """
 
     start: Any
     go_on: Any
+    first: int
+    block: int
 
 
 # ---------------------------------------------------------------------- arguments
@@ -219,6 +224,7 @@ def programs(
     advance: Callable[[Any, Any, Any, PyTree], tuple[Any, jax.Array]],
     width: tuple[int, ...],
     mesh: Mesh | None = None,
+    is_watched: bool = False,
 ) -> Programs:
     """Compiles nothing yet.
 
@@ -228,13 +234,18 @@ def programs(
       advance: `(carry, rates, number, batch) -> (carry, losses)`, one step.
       width: shape of the losses of a step, on one device.
       mesh: of one axis, over which the rates are spread; None: one device.
+      is_watched: whether to stop in between; else all steps are the first.
     """
+    block = -(-search.steps // _BLOCKS) if is_watched else search.steps
+    first = (search.steps - 1) % block + 1
 
+    # The number of turns is a constant: jaxlib 0.6.0 on CPU runs a loop without a known
+    # one not at all when the program comes out of the compilation cache.
     def loop(
-        carry: Any, losses: Any, rates: Any, batches: Any, begin: Any, stop: Any
+        count: int, carry: Any, losses: Any, rates: Any, batches: Any, begin: Any
     ) -> Any:
-        def body(number: Any, held: Any) -> Any:
-            carry, losses = held
+        def body(turn: Any, held: Any) -> Any:
+            (carry, losses), number = held, begin + turn
             batch = jax.tree.map(
                 lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False),
                 batches,
@@ -242,23 +253,19 @@ def programs(
             carry, now = advance(carry, rates, number, batch)
             return carry, jax.lax.dynamic_update_index_in_dim(losses, now, number, 0)
 
-        return jax.lax.fori_loop(begin, stop, body, (carry, losses))
+        return jax.lax.fori_loop(0, count, body, (carry, losses))
 
-    def start(rates: Any, params: PyTree, batches: Any, stop: Any) -> Any:
+    def start(rates: Any, params: PyTree, batches: Any) -> Any:
         losses = jnp.full((search.steps, *width), jnp.nan, search.dtype)
-        return loop(init(rates, params), losses, rates, batches, np.int32(0), stop)
+        return loop(first, init(rates, params), losses, rates, batches, np.int32(0))
 
-    if mesh is None:
-        return Programs(jax.jit(start), jax.jit(loop, donate_argnums=(0, 1)))
-    held = (_BY_RATE, PartitionSpec(None, _AXIS))  # carry, losses
-    rest = (_EVERYWHERE, _EVERYWHERE, _EVERYWHERE)
-    return Programs(
-        jax.jit(_by_device(start, mesh, (_BY_RATE, *rest), held)),
-        jax.jit(
-            _by_device(loop, mesh, (*held, _BY_RATE, *rest), held),
-            donate_argnums=(0, 1),
-        ),
-    )
+    go_on: Any = functools.partial(loop, block)
+    if mesh is not None:
+        held = (_BY_RATE, PartitionSpec(None, _AXIS))  # carry, losses
+        rest = (_BY_RATE, _EVERYWHERE, _EVERYWHERE)
+        start = _by_device(start, mesh, rest, held)
+        go_on = _by_device(go_on, mesh, (*held, *rest), held)
+    return Programs(jax.jit(start), jax.jit(go_on, donate_argnums=(0, 1)), first, block)
 
 
 def _by_device(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
@@ -313,22 +320,17 @@ def run(
     rates: Any,
     on_steps: Callable[[int], None] | None,
 ) -> np.ndarray:
-    """The losses of all steps; `on_steps` hears of steps done, None: in one call."""
-    params, batches, steps = search.params, search.batches, search.steps
-    block = steps if on_steps is None else -(-steps // _BLOCKS)
+    """The losses of all steps; `on_steps` hears how many were just done."""
+    batches = search.batches
     with _memory_advice():
-        carry, losses = both.start(rates, params, batches, np.int32(block))
-        done = block
-        while on_steps is not None:
+        carry, losses = both.start(rates, search.params, batches)
+        for done in range(both.first, search.steps + 1, both.block):
             jax.block_until_ready(losses)
-            on_steps(block)
-            if done == steps:
-                break
-            block = min(block, steps - done)
-            carry, losses = both.go_on(
-                carry, losses, rates, batches, np.int32(done), np.int32(done + block)
-            )
-            done += block
+            if on_steps is not None:
+                on_steps(both.first if done == both.first else both.block)
+            if done < search.steps:
+                now = np.int32(done)
+                carry, losses = both.go_on(carry, losses, rates, batches, now)
         return np.asarray(losses)
 
 
