@@ -1,6 +1,7 @@
 """`lr_sweep` and `lr_range_test`: the curves, one compilation, rules, pictures."""
 
 import builtins
+import contextlib
 import re
 
 import jax
@@ -179,6 +180,32 @@ def test_the_callers_arrays_stay(sweep):
     adamx.lr_sweep(loss_fn, params, batches, adamx.adamw, RATES, progress=True)
     adamx.lr_range_test(loss_fn, params, batches, adamx.adamw, progress=True)
     jax.tree.map(np.testing.assert_array_equal, params, before)
+
+
+def test_the_bar_ends_full(monkeypatch):
+    from adamx.diagnostics import _sweep_run
+
+    seen = []
+
+    @contextlib.contextmanager
+    def bar(is_shown, total):
+        seen.append([total, 0])
+
+        def on_steps(steps):
+            seen[-1][1] += steps
+
+        yield on_steps
+
+    monkeypatch.setattr(_sweep_run, "bar", bar)
+    monkeypatch.setattr(_sweep_run, "_BLOCKS", 3)
+    given = (loss_fn, *problem(10), adamx.sgd)
+    # 3 rates, and 2 between them, two at a time on two devices: three calls of 10.
+    options = {"devices": jax.devices()[:2], "chunk": 2, "refine": 2, "progress": True}
+    found = adamx.lr_sweep(*given, [0.01, 0.02, 0.03], **options)
+    assert seen == [[30, 30]]
+    assert np.isfinite(found.losses).all()
+    adamx.lr_range_test(*given, progress=True)
+    assert seen[1:] == [[10, 10]]
 
 
 def test_a_rate_that_diverges_touches_no_other():

@@ -165,7 +165,8 @@ def lr_sweep(
         that bound the band, which runs in the same compiled program: a multiple of n
         (of `chunk`) wastes nothing. None: no second sweep.
       smoothing: b in [0, 1). None: a memory of a twentieth of the steps.
-      chunk: so many rates at a time, for want of memory; None: all at once.
+      chunk: so many rates at a time, one chunk behind another through the same program,
+        for want of memory (or of cache, on a CPU); None: all at once.
       devices: over which the rates are spread. None: all local ones of the parameters'
         platform, unless parameters or batches are spread over devices themselves.
       progress: whether to draw a bar, which costs a second compilation, that of the
