@@ -143,9 +143,9 @@ def lr_sweep(
     of the band, the rate with the lowest median of its own score and its two
     neighbours' (those within a factor of 2; of two scores, the worse); of equals the
     lowest rate. The median keeps away from a rate that was lucky, or is next to an
-    edge. (Of the rules compared on three models, four optimizers and 100 steps or more
-    it lost least in the worst case: 2.4 % of accuracy or loss in a longer run, where
-    the lowest score alone lost 7.8 %.)
+    edge. (Of the rules compared on 19 sweeps, three models with three or four
+    optimizers, it lost least in the worst case: judged from 100 steps on, 2.4 % of
+    accuracy or loss at the end of the run, where the lowest score alone lost 7.8 %.)
 
     Memory: parameters, gradients and state once for each rate that runs at a time.
 
