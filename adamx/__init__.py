@@ -57,8 +57,12 @@ from adamx.compose import stages as stages
 from adamx.compose import with_hyperparams as with_hyperparams
 from adamx.diagnostics import DiagnoseState as DiagnoseState
 from adamx.diagnostics import History as History
+from adamx.diagnostics import LrRangeTest as LrRangeTest
+from adamx.diagnostics import LrSweep as LrSweep
 from adamx.diagnostics import Sharpness as Sharpness
 from adamx.diagnostics import diagnose as diagnose
+from adamx.diagnostics import lr_range_test as lr_range_test
+from adamx.diagnostics import lr_sweep as lr_sweep
 from adamx.diagnostics import print_report as print_report
 from adamx.diagnostics import report as report
 from adamx.diagnostics import sharpness as sharpness
