@@ -188,7 +188,7 @@ def diagnose(
 
         def look() -> Before:
             updates, _ = inner_update(grads, state.inner_state, params, **extra_args)
-            return probe.before(grads, params, updates, count)
+            return probe.before(grads, params, updates)
 
         before = jax.lax.cond(is_now, look, lambda: probe.nothing(grads, params))
         held = _behind(before.known, state.inner_state)

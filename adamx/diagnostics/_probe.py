@@ -20,7 +20,7 @@ from adamx.diagnostics._layers import Layer, Part
 from adamx.diagnostics._percentiles import percentiles_of
 from adamx.diagnostics._sampling import sample
 from adamx.diagnostics._sources import sources
-from adamx.diagnostics._sums import row_sums
+from adamx.diagnostics._sums import row_largest, row_squares
 from adamx.diagnostics._views import View, views
 from adamx.reading import unboxed
 
@@ -108,20 +108,18 @@ class Probe:
             for _ in layer.parts
         ]
 
-    def before(
-        self, grads: PyTree, params: PyTree | None, updates: PyTree, count: jax.Array
-    ) -> Before:
-        """The first half, at a step of the count `count`, a number > 0; see `Before`.
+    def before(self, grads: PyTree, params: PyTree | None, updates: PyTree) -> Before:
+        """The first half; see `Before`.
 
         XLA computes updates at the places of the samples alone; for sums over all
         elements it would write them to memory, a tree of temporaries.
         """
         g = self._leaves(grads)
-        squares = row_sums(_squares(count > 0), g, self._is_stack)
+        squares = row_squares(g, self._is_stack)
         below = None if params is None else self._leaves(like_of(grads, params))
         return Before(
             squares=squares,
-            is_clean=self._is_clean(g, squares, count),
+            is_clean=self._is_clean(g, squares),
             gradients=self._samples(g),
             params=[] if below is None else self._samples(below),
             updates=[
@@ -208,7 +206,7 @@ class Probe:
         ]
 
     def _is_clean(
-        self, arrays: list[jax.Array], squares: list[jax.Array], count: jax.Array
+        self, arrays: list[jax.Array], squares: list[jax.Array]
     ) -> list[jax.Array]:
         """Whether all elements are finite: no pass over all where the norms are."""
         if not squares:
@@ -216,8 +214,7 @@ class Probe:
         are_finite = [jnp.isfinite(s) for s in squares]
 
         def looked() -> list[jax.Array]:  # a norm overflows for less
-            times_zero = row_sums(_squares(count < 0), arrays, self._is_stack)
-            return [jnp.isfinite(s) for s in times_zero]
+            return [jnp.isfinite(x) for x in row_largest(arrays, self._is_stack)]
 
         return jax.lax.cond(
             jnp.all(jnp.concatenate(are_finite)), lambda: are_finite, looked
@@ -378,19 +375,6 @@ def _columns(slices: Sequence[tuple[View, int, int]], kind: str) -> jax.Array:
 
 def _all_rows(view: View, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(x, view.r.shape[:1])
-
-
-def _squares(factor: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """|factor x|^2, of which XLA does not know what the factor is.
-
-    |g|^2 is a part of the updates, too, and what is read twice would be written to
-    memory.
-    """
-
-    def square(x: jax.Array) -> jax.Array:
-        return _tree.abs_squared(moments.scale(x, factor.astype(x.real.dtype)))
-
-    return square
 
 
 def _count_bad(view: View) -> jax.Array:

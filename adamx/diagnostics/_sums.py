@@ -15,15 +15,44 @@ _SMALL = 16_384
 _MANY = 4
 
 
-def row_sums(
-    term: Callable[[jax.Array], jax.Array],
+def row_squares(
+    arrays: Sequence[jax.Array], is_stack: Sequence[bool]
+) -> list[jax.Array]:
+    """The sum of |x|^2 over each row of each array; see `_by_row`."""
+
+    def total(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        x = _tree.wide(x)
+        if jnp.iscomplexobj(x):
+            return jnp.sum(_tree.abs_squared(x), axis=axes)
+        # Not x * x, which is also a part of Adam's updates: what is read twice, XLA
+        # writes to memory.
+        return -jnp.sum(x * -x, axis=axes)
+
+    return _by_row(total, arrays, is_stack)
+
+
+def row_largest(
+    arrays: Sequence[jax.Array], is_stack: Sequence[bool]
+) -> list[jax.Array]:
+    """The largest |x| of each row of each array, NaN where there is one."""
+
+    def largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        x = _tree.wide(x)
+        size = jnp.abs(x.real) + jnp.abs(x.imag) if jnp.iscomplexobj(x) else jnp.abs(x)
+        return jnp.max(size, axis=axes, initial=0.0)
+
+    return _by_row(largest, arrays, is_stack)
+
+
+def _by_row(
+    reduce: Callable[[jax.Array, tuple[int, ...]], jax.Array],
     arrays: Sequence[jax.Array],
     is_stack: Sequence[bool],
 ) -> list[jax.Array]:
-    """The sum of a real term over each row of each array.
+    """Each row of each array as one number.
 
     Args:
-      term: of one array, at least float32.
+      reduce: of an array and the axes to reduce.
       arrays: of the shape (rows, ...), or of any for one row.
       is_stack: whether it is of the first kind.
 
@@ -32,7 +61,7 @@ def row_sums(
     """
 
     def total(x: jax.Array, first: int) -> jax.Array:
-        return jnp.sum(term(_tree.wide(x)), axis=tuple(range(first, x.ndim)))
+        return reduce(x, tuple(range(first, x.ndim)))
 
     groups: dict[Any, list[int]] = {}
     for i, x in enumerate(arrays):
