@@ -109,16 +109,8 @@ class AdamToSgdState(NamedTuple):
 
     def estimates(self) -> moments.Estimates:
         """The moments in Adam's phase, then NaN: see `moments.Estimates`."""
-        adam = moments.adam_estimates(self, self.mu, self.nu, eps_root=self.eps_root)
-
-        def rule(
-            g: jax.Array, mu: jax.Array, nu: jax.Array
-        ) -> tuple[jax.Array, jax.Array, jax.Array]:
-            return moments.blank_where(
-                unboxed(self.switch_step) >= 0, adam.rule(g, mu, nu)
-            )
-
-        return adam._replace(rule=rule)
+        is_adam = unboxed(self.switch_step) < 0
+        return moments.adam_then_nothing(self, is_adam, self.eps_root)
 
 
 def adam_to_sgd_leaf(
