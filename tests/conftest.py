@@ -12,7 +12,9 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 flags = os.environ.get("XLA_FLAGS", "")
 if os.environ.get("ADAMX_TEST_COMPILE") != "full":
-    flags = os.environ["XLA_FLAGS"] = f"{flags} --xla_llvm_disable_expensive_passes=true"
+    flags = os.environ["XLA_FLAGS"] = (
+        f"{flags} --xla_llvm_disable_expensive_passes=true"
+    )
 if "host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
 
