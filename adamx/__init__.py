@@ -59,6 +59,7 @@ from adamx.diagnostics import DiagnoseState as DiagnoseState
 from adamx.diagnostics import History as History
 from adamx.diagnostics import Sharpness as Sharpness
 from adamx.diagnostics import diagnose as diagnose
+from adamx.diagnostics import health as health
 from adamx.diagnostics import print_report as print_report
 from adamx.diagnostics import report as report
 from adamx.diagnostics import sharpness as sharpness
