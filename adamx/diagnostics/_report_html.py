@@ -40,10 +40,8 @@ def tiles(history: "History") -> str:
     return f'<dl class="tiles">{items}</dl>'
 
 
-def findings(found: Sequence[_facts.Advice] | None, layer_ids: dict[str, str]) -> str:
+def findings(found: Sequence[_facts.Advice], layer_ids: dict[str, str]) -> str:
     """Cards with advice, or why there are none."""
-    if found is None:
-        return "<p>Not looked for: no findings were passed to <code>report</code>.</p>"
     if not found:
         return '<p class="good">✓ None: no rule found anything wrong.</p>'
     return "".join(_finding(one, layer_ids) for one in found)

@@ -61,7 +61,7 @@ def print_report(
 
 
 def _parts(
-    history: History, advice: Sequence[_facts.Advice] | None, width: int
+    history: History, advice: Sequence[_facts.Advice], width: int
 ) -> Iterator[RenderableType]:
     table = Table.grid(padding=(0, 1))
     for name, value, remark in _facts.tiles(history):
@@ -72,7 +72,7 @@ def _parts(
     if not history.layers:
         yield Text("\nNo layer was measured: wrap the optimizer in adamx.diagnose(tx).")
         return
-    named = [one.layer for one in advice or ()]
+    named = [one.layer for one in advice]
     yield ""
     yield _layers(history, named, width)
     if history.is_recorded("val_loss").any() and _facts.percentiles(history):
@@ -114,10 +114,7 @@ def sparkline(values: np.ndarray, scale: Scale, width: int) -> str:
     )
 
 
-def _findings(advice: Sequence[_facts.Advice] | None) -> Iterator[RenderableType]:
-    if advice is None:
-        yield Text("\nFindings: not looked for.")
-        return
+def _findings(advice: Sequence[_facts.Advice]) -> Iterator[RenderableType]:
     yield Text(f"\nFindings: {len(advice) or 'none'}", "bold")
     for one in advice:
         sign = "▲●○"[one.rank]
