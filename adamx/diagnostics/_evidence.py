@@ -135,8 +135,8 @@ def medians(values: np.ndarray) -> np.ndarray:
 def relative_rate(history: "History") -> tuple[np.ndarray, int]:
     """The rate of each record over its highest, and the step at which all are warm.
 
-    Of several groups the largest relative rate. A rate that only rises is warm at its
-    end: nothing much of such a run is judged.
+    Of several groups the largest relative rate. A rate that still rises at the end is
+    not warm yet.
     """
     names = [
         name
@@ -151,7 +151,9 @@ def relative_rate(history: "History") -> tuple[np.ndarray, int]:
         top = known.max(initial=0.0)
         if top > 0:
             found = np.maximum(found, known / top)
-            warm = max(warm, int(steps[np.argmax(known >= WARM * top)]))
+            is_rising = len(known) > 1 and known[-1] == top > known[-2]
+            at = steps[-1] + 1 if is_rising else steps[np.argmax(known >= WARM * top)]
+            warm = max(warm, int(at))
     return (found if found.any() else np.ones(len(steps))), warm
 
 

@@ -43,7 +43,7 @@ RULES: tuple[Rule, ...] = (
 # What another finding about the same layer, or about the whole run, already says.
 _IMPLIED = {
     "near_zero": {"dead", "eps_dominates", "tiny_early", "nonfinite"},
-    "outliers": {"eps_dominates", "nonfinite"},
+    "outliers": {"dead", "eps_dominates", "nonfinite"},
     "tiny_early": {"eps_dominates"},
     "ratio_low": {"near_zero", "eps_dominates", "tiny_early"},
     "imbalance": {
