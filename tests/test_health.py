@@ -222,6 +222,43 @@ def test_nothing_of_the_warmup_is_judged(name):
     assert adamx.health(early) == []
 
 
+@pytest.mark.parametrize(
+    ("number", "warning", "severe"),
+    [
+        ("r/p50", 0.0011, 0.0009),
+        ("eps_share", 0.89, 0.91),
+        ("update_ratio", 0.99, 1.01),
+    ],
+)
+def test_severities(number, warning, severe):
+    for value, severity in ((warning, "warning"), (severe, "severe")):
+        ill = history({number: value, "r/p90": 0.05})
+        (found,) = adamx.health(ill)
+        assert found.severity == severity, value
+
+
+def test_severity_of_skipped_steps():
+    for share, severity in ((9, "warning"), (11, "severe")):
+        (found,) = adamx.health(history(skipped=lambda k, share=share: share * k))
+        assert found.severity == severity, share
+
+
+def test_a_low_median_is_of_outliers_where_the_90th_percentile_is_high():
+    for high, kind in ((0.11, "outliers"), (0.095, "near_zero")):
+        ill = history({"r/p50": 0.003, "r/p90": high})
+        assert named(adamx.health(ill)) == {(kind, SICK)}, high
+
+
+def test_judging_begins_behind_the_start_and_the_warmup():
+    ill = {"update_ratio": 0.5}
+    for n, expected in ((8, 0), (9, 1)):  # the fifth to the ninth: steps 50 to 90
+        assert len(adamx.health(history(ill, every=10, n=n))) == expected, n
+    # Warm at 90% of the highest rate, the 18th measurement.
+    warm = {"rate": lambda k: 1e-3 * min(k, 20) / 20}
+    for n, expected in ((21, 0), (22, 1)):
+        assert len(adamx.health(history(ill, since=17, n=n, **warm))) == expected, n
+
+
 def test_tiny_r_everywhere_early():
     for value in (0.019, 0.005, 1e-6):
         ill = {"r/p50": value, "r/p90": 4 * value}

@@ -168,6 +168,20 @@ def test_findings_are_those_of_health_unless_they_are_given(tmp_path, capsys):
     assert "Findings: none" in capsys.readouterr().out
 
 
+def test_what_could_not_be_judged_is_said(tmp_path, capsys):
+    history = adamx.History()
+    for step in range(100, 500, 100):
+        layers = {"a": {"r/p50": 0.1}}
+        history.append(Reading(count=step, diagnostics=Diagnostics(step, layers)))
+    page, _ = page_of(tmp_path, history)
+    assert "Not judged: layers (4 measurements" in page.text
+    assert "validation loss (not recorded)" in page.text
+    adamx.print_report(history, width=200)
+    assert "training loss (not recorded)" in capsys.readouterr().out
+    page, _ = page_of(tmp_path, run(3, 6))
+    assert "Not judged" not in page.text
+
+
 def test_hostile_names_stay_text(tmp_path):
     history = run(names=[HOSTILE, "b/k", "javascript:alert(1)"])
     broken = finding(

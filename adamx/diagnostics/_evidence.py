@@ -112,10 +112,10 @@ class Run:
         return found | span(self.steps[places])
 
 
-def span(steps: np.ndarray) -> dict[str, int]:
-    """How many measurements, and from which steps."""
+def span(steps: np.ndarray, what: str = "measurements") -> dict[str, int]:
+    """How many measurements (or records), and from which steps."""
     return {
-        "measurements": len(steps),
+        what: len(steps),
         "first step": int(steps[0]),
         "last step": int(steps[-1]),
     }

@@ -14,7 +14,7 @@ import numpy as np
 from adamx import _checks
 from adamx.diagnostics import _rules, _rules_run
 from adamx.diagnostics._advice import WORDS
-from adamx.diagnostics._evidence import LEAST, Rule, Run, Sign
+from adamx.diagnostics._evidence import LEAST, START, Rule, Run, Sign
 from adamx.diagnostics._history import History
 from adamx.reading import Reading
 
@@ -145,6 +145,24 @@ def health(history: History | Reading) -> list[Finding]:
         )
     )
     return [_finding(sign) for sign in found]
+
+
+def not_judged(history: History) -> tuple[str, ...]:
+    """What an empty list of findings says nothing about, for a report."""
+    run = Run(history, LEAST)
+    found = []
+    settled = int(run.settled.sum())
+    if not run.layers:
+        found.append("layers (not measured)")
+    elif settled < LEAST:
+        found.append(
+            f"layers ({settled} measurements behind step {START} and the warmup, of "
+            f"{LEAST} that it takes)"
+        )
+    for name, text in (("loss", "training loss"), ("val_loss", "validation loss")):
+        if name not in history.columns:
+            found.append(f"{text} (not recorded)")
+    return tuple(found)
 
 
 def _without_implied(signs: Sequence[Sign]) -> list[Sign]:

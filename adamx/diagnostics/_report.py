@@ -12,6 +12,7 @@ from typing import Any
 from adamx import _checks
 from adamx.diagnostics import _facts, _report_html, _report_layers
 from adamx.diagnostics._chart import escape
+from adamx.diagnostics._health import not_judged
 from adamx.diagnostics._history import History
 
 
@@ -105,7 +106,8 @@ def _sections(
     layers = _report_layers.gather(history)
     loss = ("loss", "Loss and learning rate", _report_html.losses(history))
     norms = ("norms", "Norms and skipped steps", _report_html.norms(history))
-    top = ("findings", "Findings", _report_html.findings(findings, layers.ids))
+    body = _report_html.findings(findings, not_judged(history), layers.ids)
+    top = ("findings", "Findings", body)
     if not layers.names:
         body = (
             "<p>No layer was measured. Wrap the optimizer: "

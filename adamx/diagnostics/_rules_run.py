@@ -55,7 +55,7 @@ def lost_loss(run: Run) -> Sequence[Sign]:
             finite = steps[np.isfinite(values)]
             last_finite = int(finite[-1]) if len(finite) else 0
             evidence = {"metric": name, "last finite at step": last_finite}
-            evidence |= span(steps[-LOST_RECORDS:])
+            evidence |= span(steps[-LOST_RECORDS:], "records")
             found.append(Sign("lost_loss", None, "severe", evidence))
     return found[:1]
 
@@ -86,7 +86,7 @@ def skipped(run: Run) -> Sequence[Sign]:
         severity = "severe" if count >= SKIPPED_SEVERE * taken else "warning"
         share = {"share of steps": count / taken, "threshold": SKIPPED}
         evidence = {"counter": name, "skipped": count, **share}
-        evidence |= span(steps[later])
+        evidence |= span(steps[later], "records")
         found.append(Sign("skipped", None, severity, evidence))
     return found[:1]
 
@@ -105,7 +105,7 @@ def diverging(run: Run) -> Sequence[Sign]:
     if not np.all(last > first + ABOVE_START * abs(first)):
         return []
     evidence = {"loss": median(last), "at first": first}
-    evidence |= span(steps[-ABOVE_START_RECORDS:])
+    evidence |= span(steps[-ABOVE_START_RECORDS:], "records")
     return [Sign("diverging", None, "severe", evidence)]
 
 
@@ -125,7 +125,9 @@ def alternating(run: Run) -> Sequence[Sign]:
     share = float(np.mean(ups[1:] * ups[:-1] < 0))
     if steps[0] < START or share < ALTERNATIONS:
         return []
-    evidence = {"share of turns": share, "threshold": ALTERNATIONS} | span(steps)
+    evidence = {"share of turns": share, "threshold": ALTERNATIONS} | span(
+        steps, "records"
+    )
     return [Sign("oscillation", None, "warning", evidence)]
 
 
@@ -145,7 +147,7 @@ def exploding_norm(run: Run) -> Sequence[Sign]:
     if not (usual > 0 and np.all(last >= NORM_EXPLODED * usual)):
         return []
     evidence = {"gradient norm": float(np.min(last)), "median before": usual}
-    evidence |= {"threshold": NORM_EXPLODED} | span(steps[-3:])
+    evidence |= {"threshold": NORM_EXPLODED} | span(steps[-3:], "records")
     return [Sign("exploding", None, "severe", evidence)]
 
 
@@ -176,7 +178,7 @@ def gap(run: Run) -> Sequence[Sign]:
     evidence = {"validation loss": median(last), "its best": best}
     evidence |= {"best at step": int(steps[k + GAP_LAST // 2])}
     evidence |= {"training loss": train_now, "training loss then": train_then}
-    evidence |= span(steps[-GAP_LAST:])
+    evidence |= span(steps[-GAP_LAST:], "records")
     return [Sign("gap", None, "warning", evidence)]
 
 
@@ -248,7 +250,7 @@ def _flat(run: Run, name: str) -> dict[str, float] | None:
     if won <= 0 or before - now >= PLATEAU_FALL * won:
         return None
     numbers = {f"best {name}": now, "best before": before, "won in all": won}
-    return {**numbers, **span(steps[-PLATEAU_RECORDS:])}
+    return {**numbers, **span(steps[-PLATEAU_RECORDS:], "records")}
 
 
 def _running_median(values: np.ndarray, width: int) -> np.ndarray:
