@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adamx.diagnostics._evidence import Run, Sign, median, medians, span
+from adamx.diagnostics._evidence import START, Run, Sign, median, medians, span
 
 NEAR_ZERO = 0.01
 NEAR_ZERO_SEVERE = 0.001
@@ -99,7 +99,7 @@ def tiny_early(run: Run) -> Sequence[Sign]:
     """
     if not len(run.steps) or run.steps[-1] > EARLY:
         return []
-    places = run.places(run.steps >= min(50, EARLY))
+    places = run.places(run.steps >= START)
     r = run.number(run.percentile("r", 50))[:, places]
     gradient = run.number(run.percentile("sqrt_v", 50))[:, places]
     known = np.isfinite(r) & ~(gradient == 0)
