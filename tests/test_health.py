@@ -249,6 +249,62 @@ def test_a_low_median_is_of_outliers_where_the_90th_percentile_is_high():
         assert named(adamx.health(ill)) == {(kind, SICK)}, high
 
 
+# (numbers, whether they are ill): close to one threshold, well behind the others.
+FLIPS = {"cosine": 0.99, "r/p50": 0.05, "r/p90": 0.054, "v_change": by_turns(0.01, -1)}
+SLOW = {"cosine": lambda k: -0.5 if k % 3 == 0 else 0.5, "sqrt_v/p50": 0.01}
+CLOSE = {
+    "8 of 10": ({"update_ratio": lambda k: 0.5 if k % 5 else 0.01}, True),
+    "7 of 10": ({"update_ratio": lambda k: 0.5 if k % 10 > 2 else 0.01}, False),
+    "fast, cosine": (FLIPS | {"cosine": 0.88}, False),
+    "fast, r too large": (FLIPS | {"r/p90": 0.11}, False),
+    "fast, r still small": (FLIPS | {"r/p90": 0.095}, True),
+    "fast, v falls more often": (
+        FLIPS | {"v_change": lambda k: 0.01 if k % 5 < 2 else -0.01},
+        False,
+    ),
+    "slow, a fifth": ({"cosine": lambda k: -0.5 if k % 5 == 0 else 0.5}, False),
+    "slow, 12 elements": (SLOW | {"grad_norm": 0.035}, False),
+    "slow, 20 elements": (SLOW | {"grad_norm": 0.045}, True),
+    "exploding, twice": ({"grad_norm": lambda k: 0.3 if k < 39 else 1e4}, False),
+    "grows threefold": ({"param_norm": lambda k: 1.0 if k < 31 else 3.0}, False),
+    "grows fivefold": ({"param_norm": lambda k: 1.0 if k < 31 else 5.0}, True),
+    "grows before these": (
+        {"param_norm": lambda k: 1.0 if k < 30 else 5.0},
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLOSE)
+def test_close_to_a_threshold(name):
+    numbers, is_ill = CLOSE[name]
+    assert len(adamx.health(history(numbers))) == is_ill
+
+
+def test_the_window_of_oscillations_is_twice_as_long():
+    (found,) = adamx.health(history(SLOW))
+    assert found.evidence["measurements"] == 20
+    assert adamx.health(history(SLOW, n=9)) == [], "nor is it judged by less than 10"
+
+
+def test_small_ratios_of_some_layers_are_normal_in_fine_tuning():
+    tuned = history({"update_ratio": 1e-4}, where=LAYERS)
+    for value, expected in ((5e-6, set()), (2.5e-6, {("ratio_low", SICK)})):
+        found = adamx.health(with_layer(tuned, SICK, {"update_ratio": value}))
+        assert named(found) == expected, value
+
+
+def test_low_ratios_are_looked_at_where_the_rate_is_high():
+    for rate, count in ((4e-4, 0), (6e-4, 1)):
+        ill = history(
+            {"update_ratio": 1e-6},
+            where=LAYERS,
+            since=20,
+            rate=lambda k, rate=rate: 1e-3 if k <= 20 else rate,
+        )
+        assert len(adamx.health(ill)) == count, rate
+
+
 def test_judging_begins_behind_the_start_and_the_warmup():
     ill = {"update_ratio": 0.5}
     for n, expected in ((8, 0), (9, 1)):  # the fifth to the ninth: steps 50 to 90
@@ -284,8 +340,16 @@ def test_imbalance_above():
         assert named(adamx.health(mixed)) == (
             {("imbalance", SICK)} if expected else set()
         )
-    few = history({"update_ratio": 1e-4}, layers=(SICK, "a", "b"), where=("a", "b"))
-    assert adamx.health(few) == [], "three layers have no usual one"
+    for names, count in ((("a", "b"), 0), (("a", "b", "c"), 1)):
+        few = history({"update_ratio": 1e-4}, layers=names, where=names)
+        found = adamx.health(with_layer(few, SICK, WELL | {"update_ratio": 0.05}))
+        assert len(found) == count, "three layers have no usual one"
+
+
+def test_what_explodes_is_known_from_before():
+    for n, count in ((7, 0), (8, 1)):
+        ill = {"grad_norm": lambda k, n=n: 0.3 if k <= n - 3 else 1e4}
+        assert len(adamx.health(history(ill, n=n))) == count, n
 
 
 # The whole run: (kind, three strengths, below), as arguments of `history`.
@@ -356,6 +420,60 @@ def test_an_illness_of_the_run_is_found(name, strength):
 def test_nothing_is_found_in_a_run_below_the_threshold(name):
     found = named(adamx.health(history(**RUNS[name][2])))
     assert RUNS[name][0] not in {kind for kind, _ in found}
+
+
+def one_run(n, every=10, **metrics):
+    """Records without layers; `metrics` are functions of the record."""
+    found = adamx.History()
+    for k in range(1, n + 1):
+        values = {name: function(k) for name, function in metrics.items()}
+        skipped = values.pop("skipped", None)
+        norm = values.pop("grad_norm", None)
+        reading = Reading(count=every * k, grad_norm=norm, skipped=skipped)
+        found.append(reading, **values)
+    return found
+
+
+def last(n, records, ill, well):
+    return lambda k: ill if k > n - records else well
+
+
+# (records, whether they are ill)
+CLOSE_RUNS = {
+    "norm, 3 of 20": (one_run(20, grad_norm=last(20, 3, 110, 1)), True),
+    "norm, 3 of 19": (one_run(19, grad_norm=last(19, 3, 110, 1)), False),
+    "norm, 2 of 20": (one_run(20, grad_norm=last(20, 2, 110, 1)), False),
+    "norm, 90 times": (one_run(20, grad_norm=last(20, 3, 90, 1)), False),
+    "norm, early": (one_run(20, 1, grad_norm=last(20, 3, 110, 1)), False),
+    "5 skipped": (one_run(20, skipped=lambda k: max(k - 15, 0)), True),
+    "4 skipped": (one_run(20, skipped=lambda k: max(k - 16, 0)), False),
+    "skipped in 40 steps": (one_run(9, skipped=lambda k: 9 * k), False),
+    "skipped in 60 steps": (one_run(12, skipped=lambda k: 9 * k), True),
+    "5 above the start": (one_run(10, loss=last(10, 5, 3.1, 2)), True),
+    "4 above the start": (one_run(10, loss=last(10, 4, 3.1, 2)), False),
+    "9 records": (one_run(9, loss=last(9, 4, 3.1, 2)), False),
+    "negative, above": (one_run(10, loss=last(10, 5, -0.9, -2)), True),
+    "negative, below": (one_run(10, loss=last(10, 5, -1.1, -2)), False),
+    "turns in 39 records": (one_run(39, 100, loss=by_turns(1.0, 1.1)), False),
+    "turns in 40 records": (one_run(40, 100, loss=by_turns(1.0, 1.1)), True),
+    "turns, at first": (one_run(45, 1, loss=by_turns(1.0, 1.1)), False),
+    "gap, 5 records": (one_run(20, loss=falling, val_loss=last(20, 5, 1.12, 1)), True),
+    "gap, 4 records": (one_run(20, loss=falling, val_loss=last(20, 4, 1.12, 1)), False),
+    "gap, 8%": (one_run(20, loss=falling, val_loss=last(20, 5, 1.08, 1)), False),
+    "gap, 9 records": (one_run(9, loss=falling, val_loss=last(9, 4, 2, 1)), False),
+    "plateau, 20 records": (one_run(20, val_loss=lambda k: max(2 - k / 5, 0.5)), True),
+    "plateau, 19 records": (one_run(19, val_loss=lambda k: max(2 - k / 5, 0.5)), False),
+    "1.2% better": (
+        one_run(30, val_loss=lambda k: 2 - k / 20 if k <= 20 else 0.9),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLOSE_RUNS)
+def test_runs_close_to_a_threshold(name):
+    found, is_ill = CLOSE_RUNS[name]
+    assert len(adamx.health(found)) == is_ill
 
 
 def test_the_findings_of_a_run_go_with_their_causes():

@@ -187,9 +187,9 @@ def oscillation(run: Run) -> Sequence[Sign]:
     Slow: the mean of g * m is positive for every stationary gradient (the moving
     average has a positive real part at all frequencies), and for noise the cosine is
     0.44 at b1 = 0.9. An oscillation of some 14 steps makes it negative in up to 36% of
-    the steps: found where 30% of the last 20 measurements are below -0.2. In layers of
-    few elements chance does that too: those of less than about 16, by the ratio of the
-    gradient's norm to the median of sqrt(v_hat), are not judged.
+    the steps: found where 30% of the last 20 measurements are below -0.2 (10 and more
+    known). In layers of few elements chance does that too: those of less than about 16,
+    by the ratio of the gradient's norm to the median of sqrt(v_hat), are not judged.
 
     Fast: gradients of alternating sign leave m = (1 - b1) / (1 + b1) of themselves,
     with their present sign: the cosine is near 1 (0.9 and more), r is small (its 90th
