@@ -460,12 +460,18 @@ CLOSE_RUNS = {
     "gap, 5 records": (one_run(20, loss=falling, val_loss=last(20, 5, 1.12, 1)), True),
     "gap, 4 records": (one_run(20, loss=falling, val_loss=last(20, 4, 1.12, 1)), False),
     "gap, 8%": (one_run(20, loss=falling, val_loss=last(20, 5, 1.08, 1)), False),
-    "gap, 9 records": (one_run(9, loss=falling, val_loss=last(9, 4, 2, 1)), False),
+    "gap, 9 records": (one_run(9, loss=falling, val_loss=last(9, 5, 2, 1)), False),
+    "gap, 10 records": (one_run(10, loss=falling, val_loss=last(10, 5, 2, 1)), True),
     "plateau, 20 records": (one_run(20, val_loss=lambda k: max(2 - k / 5, 0.5)), True),
     "plateau, 19 records": (one_run(19, val_loss=lambda k: max(2 - k / 5, 0.5)), False),
+    # 0.75 were won, by medians of 5: from 1.85 to 1.1.
     "1.2% better": (
-        one_run(30, val_loss=lambda k: 2 - k / 20 if k <= 20 else 0.9),
+        one_run(30, val_loss=lambda k: 2 - k / 20 if k <= 20 else 1.1 - 0.012 * 0.75),
         False,
+    ),
+    "0.8% better": (
+        one_run(30, val_loss=lambda k: 2 - k / 20 if k <= 20 else 1.1 - 0.008 * 0.75),
+        True,
     ),
 }
 
@@ -508,6 +514,9 @@ def test_behind_a_decay_a_plateau_is_the_end():
 
     decayed = history(loss=falling, val_loss=val, rate=lambda k: 1e-3 * (1 - k / 41))
     assert adamx.health(decayed) == []
+    for end, count in ((0.09, 0), (0.11, 1)):
+        final = history(val_loss=val, rate=lambda k, end=end: end if k > 30 else 1.0)
+        assert len(adamx.health(final)) == count, end
     ill = {"update_ratio": lambda k: 3e-3 * (1 - k / 41) ** 3}
     low = history(ill, where=LAYERS, rate=lambda k: 1e-3 * (1 - k / 41) ** 3)
     assert adamx.health(low) == []
@@ -519,9 +528,16 @@ def test_ready_for_sgd():
     found = adamx.health(history(ready, where=LAYERS, **flat))
     assert ("ready_for_sgd", None) in named(found)
     assert all(f.severity == "info" for f in found)
-    ready["v_change"] = 0.06
-    found = adamx.health(history(ready, where=LAYERS, **flat))
-    assert ("ready_for_sgd", None) not in named(found)
+    most, few = LAYERS[:5], LAYERS[:4]  # of 6; 80% it takes
+    for where, changed, expected in (
+        (most, {"v_change": -0.045}, True),
+        (LAYERS, {"v_change": 0.06}, False),
+        (LAYERS, {"m/p50": lambda k: 1e-2 if k < 20 else 2.2e-3}, False),
+        (LAYERS, {"m/p50": lambda k: 1e-2 if k < 20 else 1.8e-3}, True),
+        (few, {}, False),
+    ):
+        found = adamx.health(history(ready | changed, where=where, **flat))
+        assert (("ready_for_sgd", None) in named(found)) == expected, changed
 
 
 # ------------------------------------------------------------------ nothing to be found
