@@ -3,8 +3,9 @@
 Optimizers: sgd momentum rmsprop adam adam_l2 adamw nadam nadamw adamax amsgrad radam
 adabound amsbound swats lion sophia_h sophia_g lamb ademamix adopt adam_mini
 stable_adamw schedule_free_adamw sparse_adam.
-Wrappers of any: cautious(tx); loss_scaling(tx) for float16, with loss_scale(state);
-offload(tx), the state in host memory.
+Wrappers of any: guard accumulate stages groups freeze with_hyperparams cautious
+diagnose; loss_scaling(tx) for float16, with loss_scale(state); offload(tx), the state
+in host memory. Adam, then SGD: adam_to_sgd. What each parameter gets: describe.
 16-bit parameters: master_weights(tx), compensated(tx), or
 apply_updates(params, updates, rounding="stochastic", key=...).
 Stages: the scale_by_... of each, add_decoupled_weight_decay, clip_by_global_norm,
@@ -12,6 +13,8 @@ clip_by_update_rms, scale_by_learning_rate.
 Moments in 8 or 4 bits: codecs, for every mu_dtype and nu_dtype.
 Beside them: schedules, read(state), apply_updates(params, updates), fused(tx),
 schedule_free_eval_params(state, params).
+A run: History, report, print_report, sharpness; its rate: lr_sweep, lr_range_test.
+Where to start: recipes, one transformation for a whole task.
 
     tx = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(3e-4))
     state = tx.init(params)
@@ -57,9 +60,13 @@ from adamx.compose import stages as stages
 from adamx.compose import with_hyperparams as with_hyperparams
 from adamx.diagnostics import DiagnoseState as DiagnoseState
 from adamx.diagnostics import History as History
+from adamx.diagnostics import LrRangeTest as LrRangeTest
+from adamx.diagnostics import LrSweep as LrSweep
 from adamx.diagnostics import Sharpness as Sharpness
 from adamx.diagnostics import diagnose as diagnose
 from adamx.diagnostics import health as health
+from adamx.diagnostics import lr_range_test as lr_range_test
+from adamx.diagnostics import lr_sweep as lr_sweep
 from adamx.diagnostics import print_report as print_report
 from adamx.diagnostics import report as report
 from adamx.diagnostics import sharpness as sharpness

@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Counts are of 32 bits.
+LAST_STEP = 2**31 - 1
+
 # ---------------------------------------------------------------- what a value is
 
 
@@ -257,10 +260,8 @@ def check_between(name: str, value: Any, low: float, high: float, remedy: str) -
     )
 
 
-def check_steps(
-    name: str, value: Any, *, minimum: int = 1, remedy: str = "", maximum: int = 2**31
-) -> int:
-    """A whole number of steps, known on the host; returned as an int.
+def check_steps(name: str, value: Any, *, minimum: int = 1, remedy: str = "") -> int:
+    """A whole number of steps up to `LAST_STEP`, known on the host; as an int.
 
     Floats with an integral value (1e5) pass; tracers do not, since the number of steps
     decides the form of a schedule.
@@ -282,10 +283,10 @@ def check_steps(
             f"`{name}` must be {expected}, got {number!r}. "
             + (remedy or "Are two arguments swapped? Pass an int.")
         )
-    if not minimum <= number <= maximum:
+    if not minimum <= number <= LAST_STEP:
         raise ValueError(
             f"`{name}` must be {expected}"
-            + (f" and <= {maximum}" if number > maximum else "")
+            + (f" and <= {LAST_STEP}" if number > LAST_STEP else "")
             + f", got {int(number)}. "
             + (remedy or "Count steps from the start of training.")
         )

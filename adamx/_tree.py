@@ -143,6 +143,13 @@ def check_like_params(updates: PyTree, params: PyTree) -> None:
         _check_shape(path, leaf, like, "gradient", "the parameters")
 
 
+def check_gradient(updates: PyTree, params: PyTree | None) -> None:
+    """Raises unless it is of floats and, where they are known, like the parameters."""
+    check_inexact(updates, "gradient")
+    if params is not None:
+        check_like_params(updates, params)
+
+
 def leaves_below(tree: PyTree, other: PyTree) -> list[Any]:
     """What stands in `other` at each leaf of `tree`; a None in `tree` fits anything."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=lambda x: x is None)

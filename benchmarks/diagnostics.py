@@ -32,11 +32,14 @@ def entries() -> list[control.Entry]:
     ]
 
 
-def share_of_time(lines: list[list[str]], every: int) -> float:
-    """What one measurement in so many steps adds to the time of the bare optimizer."""
+def shares(lines: list[list[str]], every: int) -> str:
+    """What one measurement in so many steps adds to the bare optimizer's time."""
     ratio = {line[0]: float(line[4]) for line in lines}
-    between, at = ratio["between"], ratio["at each step"]
-    return ((every - 1) * between + at) / every - 1.0
+    between, at = ratio["between"] - 1.0, ratio["at each step"] - 1.0
+    return (
+        f"Between: {100 * between:+.0f} % of the bare step. A measurement: {at:+.2f} "
+        f"steps, that is {100 * at / every:.1f} % at one in {every}."
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,8 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{step_time.device_name()}; {step_time.versions()}")
     lines = control.table(entries(), control.gradients_by_path(shapes), rounds)
     control.show(f"diagnose, {len(shapes)} leaves", control.HEAD, lines)
-    share = share_of_time(lines, 100)
-    print(f"\nOne measurement in 100 steps: {100 * share:+.1f} % of the step's time.")
+    print(f"\n{shares(lines, 100)}")
 
 
 if __name__ == "__main__":

@@ -144,15 +144,30 @@ def test_the_trace_starts_at_zero_and_nu_stays():
         np.testing.assert_array_equal(kept[4:], [kept[4]] * 4)
 
 
-@pytest.mark.slow
-def test_the_decay_does_not_change_at_the_switch():
+@pytest.mark.parametrize("sgd_rate", [50.0, 0.0, None])
+def test_the_decay_does_not_change_at_the_switch(sgd_rate):
     """By rate times decay a step, where the gradient is zero, in both phases."""
     params = jnp.ones(3)
     zeros = np.zeros((6, 3), np.float32)
-    for sgd_rate in (50.0, 0.0, None):
-        tx = adamx.adam_to_sgd(0.1, 3, sgd_learning_rate=sgd_rate, weight_decay=0.5)
-        _, trajectory, _ = run(tx, zeros, params)
-        np.testing.assert_allclose(trajectory[:, 0], 0.95 ** np.arange(6), rtol=1e-6)
+    tx = adamx.adam_to_sgd(0.1, 3, sgd_learning_rate=sgd_rate, weight_decay=0.5)
+    _, trajectory, _ = run(tx, zeros, params)
+    np.testing.assert_allclose(trajectory[:, 0], 0.95 ** np.arange(6), rtol=1e-6)
+
+
+def test_sgds_schedules_begin_with_its_first_step():
+    falling = optax.linear_schedule(0.9, 0.0, 9)
+    tx = adamx.adam_to_sgd(LR, 3, momentum=falling, sgd_learning_rate=falling)
+    _, _, states = run(tx, noise(6, 3), jnp.zeros(3))
+    want = np.float32([0.9, 0.9, 0.9, 0.9, 0.8, 0.7])
+    np.testing.assert_allclose(states.momentum, want, rtol=1e-6)
+    np.testing.assert_allclose(states.applied_learning_rate[3:], want[3:], rtol=1e-6)
+
+
+def test_nothing_moves_in_adams_phase_at_a_rate_of_zero():
+    tx = adamx.adam_to_sgd(0.0, 3, weight_decay=0.1, **GIVEN)
+    updates, _, _ = run(tx, noise(4, 3), jnp.zeros(3))
+    assert not np.any(updates[:3])
+    assert np.all(updates[3])
 
 
 # ---------------------------------------------------------------- the matched rate
@@ -183,6 +198,13 @@ def test_the_matched_rate_sees_all_leaves_and_large_ones():
     _, state = step(second, state, params)
     want = 0.1 * LR * np.sqrt(flat.size / np.sum(flat**2))
     assert float(state[0].matched_rate) == pytest.approx(want, rel=1e-6)
+
+
+def test_the_matched_rate_without_eps_leaves_out_what_had_no_gradient():
+    gradients = np.tile(np.float32([0.0, 1.0, 2.0]), (2, 1))
+    _, _, states = run(adamx.adam_to_sgd(LR, 1, eps=0.0), gradients, jnp.zeros(3))
+    want = 0.1 * LR * np.sqrt(2 / 5)  # u is 0, 1, 1
+    np.testing.assert_allclose(states.matched_rate[-1], want, rtol=1e-6)
 
 
 def test_the_matched_rate_of_nothing_is_zero():

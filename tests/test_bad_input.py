@@ -264,6 +264,13 @@ def test_update(label, is_jitted):
     _check(lambda: call(tx), exception, expected)
 
 
+def test_sgd_takes_no_state_with_a_momentum():
+    tx, params = adamx.sgd(0.1), {"a": jnp.ones(2)}
+    for other in (adamx.sgd(0.1, 0.9), adamx.adam(0.1), optax.adam(0.1)):
+        with pytest.raises(TypeError, match=r"`state` must be.*EmptyState.*momentum"):
+            tx.update(params, other.init(params), params)
+
+
 @pytest.mark.parametrize("row", NAMES, ids=lambda row: row.id)
 def test_every_optimizer_refuses_a_foreign_state_and_a_broadcast(row):
     tx = row.make()

@@ -28,6 +28,8 @@ GUARD = [
     ("spike_warmup", 1, ValueError, "`spike_warmup` >= 2 1 two norms"),
     ("spike_warmup", 2.5, ValueError, "`spike_warmup` whole number 2.5"),
     ("spike_warmup", SCHEDULE, TypeError, "`spike_warmup` function"),
+    ("spike_warmup", 2**31, ValueError, "`spike_warmup` <= 2147483647"),
+    ("max_consecutive", 2**31, ValueError, "`max_consecutive` <= 2147483647"),
     ("max_consecutive", 0, ValueError, "`max_consecutive` >= 1 0"),
     ("max_consecutive", -2, ValueError, "`max_consecutive` >= 1 -2"),
     ("max_consecutive", 1.5, ValueError, "`max_consecutive` whole number 1.5"),
@@ -37,6 +39,7 @@ GUARD = [
 ACCUMULATE = [
     (0, ValueError, "`every` whole number >= 1 function of the step 0"),
     (-4, ValueError, "`every` >= 1 -4"),
+    (2**31, ValueError, "`every` <= 2147483647 2147483648"),
     (2.0, TypeError, "`every` whole number float 2.0 int"),
     (np.float32(2), TypeError, "`every` whole number int, e.g. 4"),
     (True, TypeError, "`every` bool True int"),

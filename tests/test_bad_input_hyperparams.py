@@ -1,5 +1,7 @@
 """Bad input to `with_hyperparams` and `set_hyperparams`."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,6 +162,27 @@ def test_16_bits_and_ranges_inside_jit():
         setting(STATE, jnp.bfloat16(0.9))
     with pytest.raises(ValueError, match=r"`b2` must be in \[0, 1\), got 1.2"):
         jax.jit(lambda state: adamx.set_hyperparams(state, b2=1.2))(STATE)
+
+
+def test_arguments_that_are_constants_together():
+    def factory(learning_rate, b):
+        if all(isinstance(x, jax.core.Tracer) for x in (learning_rate, b)):
+            raise ValueError("one of the two, please")
+        return adamx.sgd(learning_rate)
+
+    with pytest.raises(TypeError, match=r"`learning_rate`, `b` .*static.*one of the"):
+        adamx.with_hyperparams(factory, 0.1, 0.5)
+
+
+def test_a_factory_that_warns_is_heard_once():
+    def factory(learning_rate):
+        warnings.warn("large", UserWarning, stacklevel=1)
+        return adamx.sgd(learning_rate)
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        adamx.with_hyperparams(factory, 0.1)
+    assert len(heard) == 1
 
 
 def test_an_optimizer_that_is_no_tree():

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import adamx
@@ -76,6 +77,15 @@ def test_update_of_stages():
            "gradient at 'a' int32")  # fmt: skip
     _check(lambda: tx.update({"a": jnp.ones(1)}, state, params), ValueError,
            "gradient at 'a' (2,) (1,)")  # fmt: skip
+    foreign = adamx.stages([(optax.sgd(0.1), 3), (optax.sgd(0.1), None)])
+    held, step = foreign.init(params), adamx.fused(foreign).step
+    for run in (foreign.update, step):
+        _check(lambda r=run: r({"a": jnp.arange(2)}, held, params), TypeError,
+               "gradient at 'a' int32")  # fmt: skip
+        _check(lambda r=run: r({"a": jnp.ones(1)}, held, params), ValueError,
+               "gradient at 'a' (2,) (1,)")  # fmt: skip
+        _check(lambda r=run: r({"b": jnp.ones(2)}, held, params), ValueError,
+               "gradient missing: 'a'; unexpected: 'b'")  # fmt: skip
     needs = adamx.stages([(adamx.adamw(1e-3), 3), (SGD, None)])
     _check(lambda: needs.update(params, needs.init(params)), ValueError,
            "`params` current parameters None")  # fmt: skip

@@ -14,7 +14,7 @@ from tests.helpers import TEMPORARIES
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 MODULES = ("_problems", "_tasks", "step_time", "family", "paper_tables")
-MODULES += ("memory", "codes", "control")
+MODULES += ("memory", "codes", "control", "diagnostics", "sweep")
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +245,12 @@ def test_control_is_timed(modules, part):
     temporaries = {line[0]: float(line[-2]) for line in lines}
     assert temporaries.pop("protocol: guard", 1.0) > 0.9
     assert max(temporaries.values()) <= TEMPORARIES
+
+
+@pytest.mark.slow
+def test_seeing_into_a_step_is_timed(modules, capsys):
+    modules["diagnostics"].main(["--quick"])
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert len(lines) == 2 + len(modules["diagnostics"].entries())
+    assert "A measurement: " in printed

@@ -27,8 +27,9 @@ def test_the_bytes_are_those_of_a_real_state(name):
     assert catalogue.state_bytes(name) == pytest.approx(size, abs=0.05)
 
 
-def test_readme_has_the_printed_table(capsys):
-    assert __main__.main(["optimizers", "--markdown"]) == 0
+@pytest.mark.parametrize("table", ["optimizers", "recipes"])
+def test_readme_has_the_printed_table(capsys, table):
+    assert __main__.main([table, "--markdown"]) == 0
     assert capsys.readouterr().out.strip() in README.read_text()
 
 

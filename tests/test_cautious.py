@@ -393,3 +393,20 @@ def test_stages_inside_are_refused():
     tx = adamx.cautious(adamx.stages([(adamx.adamw(0.1), 2), (adamx.adam(0.1), None)]))
     with pytest.raises(TypeError, match=r"`inner`.*stages.*inside"):
         tx.init(jnp.ones(3))
+
+
+@pytest.mark.parametrize("wrap", [adamx.master_weights, adamx.compensated])
+def test_what_stands_outermost_is_refused(wrap):
+    params = jnp.ones(3, jnp.bfloat16)
+    with pytest.raises(ValueError, match=rf"{wrap.__name__}\(cautious\(tx\)\)"):
+        adamx.cautious(adamx.guard(wrap(adamx.adamw(0.1)))).init(params)
+    wrap(adamx.cautious(adamx.adamw(0.1))).init(params)
+
+
+def test_what_is_dropped_leaves_a_negative_zero():
+    params = jnp.array([-0.0, 1.0])
+    tx = adamx.cautious(optax.sgd(0.1, momentum=0.9))
+    state = tx.init(params)
+    for sign in (1.0, -0.1):
+        updates, state = tx.update(jnp.full(2, sign), state, params)
+    assert np.signbit(adamx.apply_updates(params, updates)).tolist() == [True, False]

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""States say of their moments: m_hat over the denominator is the step they took."""
-=======
 """What States say of their moments: m_hat over the denominator is their step."""
->>>>>>> h-sharp
 
 import jax
 import jax.numpy as jnp

@@ -133,6 +133,9 @@ def test_names_of_groups():
     assert reading.scalars()["learning_rate/^w"] == 0.25
     assert reading.count == 1
     assert reading.grad_norm == pytest.approx(3**0.5)
+    flags = re.ASCII | re.DOTALL | re.MULTILINE | re.VERBOSE
+    tx = adamx.groups([(re.compile("w", flags), adamx.sgd(0.1))], adamx.sgd(0.1))
+    assert set(jax.eval_shape(tx.init, params).inner_states) == {"(?amsx)w", "default"}
 
 
 def test_without_rules_the_default_has_all():

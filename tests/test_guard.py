@@ -321,6 +321,15 @@ def test_a_good_step_is_that_of_the_inner_one(dtype):
     assert int(state.skipped) == 0
 
 
+@both_ways
+def test_moments_of_others_are_not_widened(way):
+    """Those of Optax are float16 here, and float32 behind a float32 gradient."""
+    params, tx = jnp.ones(3, jnp.float16), adamx.guard(optax.adam(LR))
+    state = tx.init(params)
+    new, after = step_of(tx, way)(params, state, jnp.ones(3, jnp.float32))
+    assert signature((new, after)) == signature((params, state))
+
+
 @pytest.mark.parametrize("wrap", [adamx.guard, lambda tx: adamx.accumulate(tx, 1)])
 def test_updates_have_the_dtypes_of_the_inner_ones(wrap):
     """A master's float32 is not rounded: 1 -> 2^-9 is a step that bfloat16 has not."""

@@ -232,11 +232,6 @@ def _numeric(row):
     return found | {"learning_rate": LR}
 
 
-# They have had their effect at init, or will have it at a switch (swats), if ever.
-WITHOUT = {"initial_scale", "base_learning_rate", "seed", "tolerance"}
-WITHOUT |= {"relative_tolerance"}
-
-
 TINY = {"w": jnp.asarray(np.random.default_rng(1).standard_normal((3, 4)), jnp.float32)}
 
 
@@ -449,6 +444,18 @@ def test_reading_reports_each_number_once():
     assert reading.more["b1"] == 0.9
     inside = jax.jit(lambda state: adamx.read(state).scalars())(state)
     assert float(inside["b1"]) == np.float32(0.9)
+
+
+def test_what_was_told_is_not_read_as_done():
+    """Names of a Reading's fields, as arguments: nothing was skipped or counted."""
+
+    def factory(learning_rate, count, skipped, grad_norm, switch_step, other):
+        del count, skipped, grad_norm, switch_step, other
+        return optax.sgd(learning_rate)
+
+    tx = adamx.with_hyperparams(factory, *[0.5] * 6)
+    want = adamx.Reading(learning_rate=0.5, more={"other": 0.5})
+    assert adamx.read(tx.init(PARAMS)) == want
 
 
 def test_optax_tree_set_works_too():

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
+from adamx.compose._carry import carried
 from tests import reference_hand_over
 from tests.helpers import enable_x64
 from tests.test_contract import assert_close, make_params, random_like, signature
@@ -284,6 +285,32 @@ def test_moments_of_one_tree_are_carried_in_order():
     assert_close(rows[-1][1].inner_states[1], want[-1][1], rtol=1e-6, atol=1e-7)
 
 
+def test_a_stage_without_a_step_gives_nothing():
+    """Its guard has skipped them all: what begins starts as it would alone."""
+    for begins in (adamx.sgd(0.1, 0.9), adamx.adam(LR, 0.5, 0.9)):
+        plan = [(adamx.guard(adamx.adam(LR)), 2), (begins, None)]
+        tx, params = adamx.stages(plan, moments="carry"), jnp.ones(3)
+        state, update = tx.init(params), jax.jit(tx.update)
+        for value in (np.nan, np.nan, 1.0):
+            updates, state = update(jnp.full(3, value), state, params)
+        want, _ = begins.update(jnp.ones(3), begins.init(params), params)
+        assert_close(updates, want, rtol=1e-6, atol=0)
+
+
+def test_the_rest_of_a_correction_goes_with_its_b():
+    ends = adamx.scale_by_adam(0.9).init(jnp.ones(3))
+    ends = ends._replace(
+        count=jnp.int32(3),
+        bias_correction_mu=jnp.float32(0.271),
+        bias_correction_nu=jnp.float32(0.003),
+        correction_rest_mu=jnp.float32(1e-9),
+    )
+    for b1, want in ((0.9, 1e-9), (0.8, 0.0)):
+        begins = adamx.scale_by_adam(b1).init(jnp.ones(3))
+        got = carried(ends, begins, jnp.array(True))
+        assert float(got.correction_rest_mu) == np.float32(want)
+
+
 def test_dtypes_of_what_is_carried():
     params = jnp.ones(3, jnp.bfloat16)
     plan = [
@@ -512,6 +539,9 @@ def test_trees_without_elements(params):
     tx = adamx.stages(three())
     updates, state = jax.jit(tx.update)(params, tx.init(params), params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
+    adamx.stages([(adamx.adam(LR), 1), (adamx.adam(LR), None)], moments="carry").init(
+        params
+    )
     assert int(state.count) == 1
 
 
@@ -543,3 +573,32 @@ def test_schedules_in_hyperparams_continue():
         updates, state = tx.update(jnp.ones(1), state)
         steps.append(float(updates[0]))
     np.testing.assert_allclose(steps, [-1.0, -1 / 2, -1 / 3, -1 / 4], rtol=1e-6)
+
+
+@both_ways
+def test_stages_in_a_stage_continue_if_they_too_are_to(way):
+    """Ours begin at step 2; theirs at 2 and 4 in all, or each at a 0 of its own."""
+    for inner, want in (
+        ("continue", [0.8, 0.7, 0.6, 0.5]),
+        ("restart", [1.0, 0.9, 1.0, 0.9]),
+    ):
+        nested = adamx.stages(
+            [(adamx.sgd(RAMP), 2), (adamx.sgd(RAMP), None)], schedules=inner
+        )
+        plan = [(adamx.sgd(1.0), 2), (adamx.guard(nested), None)]
+        tx = adamx.stages(plan, schedules="continue")
+        step, params, found = jax.jit(way(tx)), jnp.zeros(1), []
+        state = tx.init(params)
+        for _ in range(6):
+            before = params
+            params, state = step(jnp.ones(1), state, params)
+            found.append(float(before[0] - params[0]))
+        np.testing.assert_allclose(found, [1.0, 1.0, *want], rtol=1e-5)
+        assert int(state.inner_states[1].inner_state.before) == 2
+
+
+def test_what_all_stages_freeze_depends_on_no_gradient():
+    frozen = adamx.groups([("a", adamx.freeze())], default=adamx.sgd(0.1))
+    tx = adamx.guard(adamx.stages([(frozen, 2), (frozen, None)]))
+    table = adamx.describe(tx, {"a": jnp.ones(2), "b": jnp.ones(2)})
+    assert [row.frozen for row in table.rows[:-1]] == [True, False]

@@ -29,5 +29,5 @@ from adamx.compose._precision import compensated as compensated
 from adamx.compose._precision import master_weights as master_weights
 from adamx.compose._set_hyperparams import set_hyperparams as set_hyperparams
 from adamx.compose._spikes import NormStatistics as NormStatistics
-from adamx.compose._stages import StagesState as StagesState
 from adamx.compose._stages import stages as stages
+from adamx.compose._stages_state import StagesState as StagesState

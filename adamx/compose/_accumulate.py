@@ -101,7 +101,7 @@ def accumulate(
     Raises:
       TypeError: `tx` is not a transformation; `every` is no integer; another state; a
         gradient that is no float, or complex for a real parameter.
-      ValueError: `every` < 1.
+      ValueError: `every` < 1, or beyond 32 bits.
 
     >>> import adamx, jax.numpy as jnp
     >>> tx = accumulate(adamx.sgd(1.0), 2)
@@ -133,11 +133,9 @@ def accumulate(
 
     def check(updates: PyTree, state: Any, params: PyTree | None) -> None:
         _checks.check_state(state, AccumulateState, "accumulate")
-        _tree.check_inexact(updates, "gradient")
+        _tree.check_gradient(updates, params)
         _tree.check_like_params(updates, state.accumulated)
         _check_real(updates, state.accumulated)
-        if params is not None:
-            _tree.check_like_params(updates, params)
 
     def call(
         is_taken: jax.Array | None, updates: PyTree, state: AccumulateState
@@ -244,8 +242,8 @@ def _check_every(every: Any) -> None:
             "int, e.g. 4."
         )
     number = _checks.host_value("every", every, expected)
-    if number is not None and number < 1:
+    if number is not None and not 1 <= number <= _checks.LAST_STEP:
         raise ValueError(
-            f"`every` must be {expected}, got {int(number)}; 1 makes a step of every "
-            "gradient."
+            f"`every` must be {expected} and <= {_checks.LAST_STEP}, got "
+            f"{int(number)}; 1 makes a step of every gradient."
         )

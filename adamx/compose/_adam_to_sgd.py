@@ -109,16 +109,8 @@ class AdamToSgdState(NamedTuple):
 
     def estimates(self) -> moments.Estimates:
         """The moments in Adam's phase, then NaN: see `moments.Estimates`."""
-        adam = moments.adam_estimates(self, self.mu, self.nu, eps_root=self.eps_root)
-
-        def rule(
-            g: jax.Array, mu: jax.Array, nu: jax.Array
-        ) -> tuple[jax.Array, jax.Array, jax.Array]:
-            return moments.blank_where(
-                unboxed(self.switch_step) >= 0, adam.rule(g, mu, nu)
-            )
-
-        return adam._replace(rule=rule)
+        is_adam = unboxed(self.switch_step) < 0
+        return moments.adam_then_nothing(self, is_adam, self.eps_root)
 
 
 def adam_to_sgd_leaf(
@@ -276,6 +268,19 @@ def adam_to_sgd(
             plateau=None if on_plateau is None else on_plateau.init(),
         )
 
+    def rate_of_sgd(
+        state: AdamToSgdState, match: Any, base: jax.Array, since: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """SGD's rate at a step; and the matched one, with Adam's last, as recorded."""
+        if sgd_learning_rate is not None:
+            rate = _rate_at("sgd_learning_rate", sgd_learning_rate, since)
+            names = ("matched_rate", "base_rate")
+            return rate, {name: getattr(state, name) for name in names}
+        matched = match()
+        then = matched["base_rate"]  # in Adam's phase 0, as the matched rate is
+        follows = base / jnp.where(then == 0, jnp.ones_like(then), then)
+        return matched["matched_rate"] * follows, matched
+
     def update(
         updates: PyTree,
         state: AdamToSgdState,
@@ -292,17 +297,11 @@ def adam_to_sgd(
         used = _scalars.resolve_all(state.count, **epsilons)
         slow = _scalars.resolve_all(since, momentum=momentum)
         base = _rate_at("learning_rate", learning_rate, state.count)
-        matched = {}
-        if sgd_learning_rate is None:
-            matched = _matched(state, is_restart, updates, params, **slow)
-            then = jnp.where(is_adam, base, matched["base_rate"])
-            follows = base / jnp.where(then == 0, jnp.ones_like(then), then)
-            sgd_rate = matched["matched_rate"] * follows
-            # Always so, which XLA cannot know: whatever overwrites the moments waits
-            # until they have been read for the rate. Otherwise they are copied.
-            is_adam &= ~(sgd_rate < 0)
-        else:
-            sgd_rate = _rate_at("sgd_learning_rate", sgd_learning_rate, since)
+        match = functools.partial(_matched, state, is_restart, updates, params, **slow)
+        sgd_rate, matched = rate_of_sgd(state, match, base, since)
+        # Never below 0, which XLA cannot know: whatever overwrites the moments waits
+        # until they have been read for the rate. Otherwise they are copied.
+        is_adam &= ~(sgd_rate < 0)
         rate = jnp.where(is_adam, base, sgd_rate)
         direction, new = moments.apply_rule(
             adam_to_sgd_leaf,
@@ -327,15 +326,14 @@ def adam_to_sgd(
             name: jnp.where(is_adam, value, getattr(state, name))
             for name, value in _scalars.records(recorded | used, base.dtype).items()
         }
-        scalars = slow | {"applied_learning_rate": rate, "applied_weight_decay": decay}
-        scalars |= {"matched_rate": state.matched_rate, "base_rate": state.base_rate}
+        applied = {"applied_learning_rate": rate, "applied_weight_decay": decay}
         return updates, AdamToSgdState(
             count=count,
             switch_step=jnp.where(is_adam & decides, count, state.switch_step),
             plateau=plateau,
             **new,
             **kept,
-            **_scalars.records(scalars | matched, base.dtype),
+            **_scalars.records(slow | applied | matched, base.dtype),
         )
 
     return wide_chain(GradientTransformationExtraArgs(init, update))

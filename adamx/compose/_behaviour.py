@@ -91,7 +91,7 @@ def _reads(tx: GradientTransformation, params: PyTree) -> list[Reads]:
 
     closed = jax.make_jaxpr(first)(params, params)
     count = len(jax.tree.leaves(params))
-    outputs = _follow(closed.jaxpr, [1 << i for i in range(2 * count)])
+    outputs = follow(closed.jaxpr, [1 << i for i in range(2 * count)])
     outputs = [_union([bits]) for bits in outputs]
     if len(outputs) != count:
         raise TypeError("the updates have another number of leaves than the gradient")
@@ -101,7 +101,7 @@ def _reads(tx: GradientTransformation, params: PyTree) -> list[Reads]:
     ]
 
 
-def _follow(jaxpr: Jaxpr, inputs: Sequence[int]) -> list[int]:
+def follow(jaxpr: Jaxpr, inputs: Sequence[int]) -> list[int]:
     """For each output of a program, the set of inputs it may depend on, as bits.
 
     Or `_ZERO`: it is 0, or -0. A choice between zeros depends on nothing.
@@ -129,14 +129,14 @@ def _outputs(equation: Any, given: list[int]) -> list[int]:
     programs = [jaxpr for jaxpr in inner if jaxpr is not None]
     if name == "cond":
         index, *operands = given
-        each = [_follow(_open(branch), operands) for branch in options["branches"]]
+        each = [follow(_open(branch), operands) for branch in options["branches"]]
         return [
             _ZERO if set(sets) == {_ZERO} else _union([index, *sets])
             for sets in zip(*each, strict=True)
         ]
     is_loop = name in ("scan", "while")
     if len(programs) == 1 and not is_loop and len(programs[0].invars) == len(given):
-        found = _follow(programs[0], given)
+        found = follow(programs[0], given)
         if len(found) == len(equation.outvars):
             return found
     return [_union(given)] * len(equation.outvars)

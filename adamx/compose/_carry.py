@@ -19,6 +19,7 @@ import optax
 from adamx import _tree, moments
 from adamx._types import PyTree, real_dtype
 from adamx.compose._hyperparams import WithHyperparamsState
+from adamx.compose._stages_state import StagesState
 from adamx.optimizers.adam import ScaleByAdamState
 from adamx.optimizers.sgd import ScaleByMomentumState
 from adamx.transforms import (
@@ -34,6 +35,8 @@ _POSITIONS = {
     AddDecoupledWeightDecayState: "step",
     ScaleByMomentumState: "step",
     WithHyperparamsState: "step",
+    # What is inside starts later, and is set to this by its own stages, if at all.
+    StagesState: "before",
     optax.ScaleByScheduleState: "count",
     optax.InjectHyperparamsState: "count",
     optax.InjectStatefulHyperparamsState: "count",

@@ -30,7 +30,8 @@ from adamx._types import (
     real_dtype,
     scalar_dtype,
 )
-from adamx.compose._stages import StagesState
+from adamx.compose._precision import outermost_in
+from adamx.compose._stages_state import StagesState
 from adamx.optimizers import ScheduleFreeAdamWState
 
 # jax 0.6 has it in jax.core.
@@ -122,6 +123,8 @@ class _Alignment:
         wide = _tree.wide(u)
         uphill = sign * _tree.wide(g).astype(wide.dtype)
         masked, kept = cautious_leaf(wide, uphill)
+        if is_last:  # nothing multiplies it by -learning_rate any more
+            masked = jnp.where(masked == 0, -jnp.zeros_like(masked), masked)
         self.kept[index] = (here, kept)
         return masked.astype(u.dtype)
 
@@ -161,6 +164,7 @@ def cautious(inner: GradientTransformation) -> GradientTransformationExtraArgs:
 
     Raises:
       TypeError: `inner` is not a transformation, is schedule-free, or holds `stages`.
+      ValueError: `inner` holds `master_weights` or `compensated`.
 
     >>> import adamx, jax.numpy as jnp
     >>> tx = cautious(adamx.adam(0.1, b1=0.9, b2=0.0))
@@ -168,7 +172,7 @@ def cautious(inner: GradientTransformation) -> GradientTransformationExtraArgs:
     >>> updates, state = tx.update(jnp.array([1.0, 1.0]), state)
     >>> updates, state = tx.update(jnp.array([1.0, -0.5]), state)  # the second turns
     >>> [round(float(u), 3) for u in updates], float(state.kept_fraction)
-    ([-0.1, 0.0], 0.5)
+    ([-0.1, -0.0], 0.5)
 
     Source: Liang et al. (2024), Algorithm 1.
     """
@@ -190,6 +194,12 @@ def cautious(inner: GradientTransformation) -> GradientTransformationExtraArgs:
                 "`inner` must be an optimizer whose every step ends in one way, got "
                 "stages, of which some may add decay and others not: what is masked "
                 "differs. Put it inside: stages([(cautious(tx), steps), ...])."
+            )
+        if outermost := outermost_in(held):
+            raise ValueError(
+                f"`inner` must not hold {outermost}, whose update, if masked, would "
+                f"miss the parameters' target. Put it outermost: "
+                f"{outermost}(cautious(tx))."
             )
         return CautiousState(held, jnp.zeros((), scalar_dtype()))
 

@@ -75,7 +75,7 @@ def step_if(
 
     def taken() -> Taken:
         new, after = take()
-        return as_stored(new, params), as_stored(after, state)
+        return new, as_stored(after, state)
 
     return jax.lax.cond(is_taken, taken, lambda: (params, state))
 

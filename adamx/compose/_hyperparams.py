@@ -9,6 +9,7 @@ are by the product of what was applied (`moments/_ema.py`), so that b2 may chang
 mid-run.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -27,10 +28,11 @@ from adamx._types import (
     scalar_dtype,
 )
 from adamx.compose._arguments import Arguments, bind, sort_arguments
-from adamx.reading import recorded_kinds
+from adamx.reading import Reading, recorded_kinds
 
 # Names under which a Reading holds what a State did, not what it was told.
-_DEEDS = {"count", "grad_norm", "skipped", "switch_step", "more"}
+_DEEDS = {field.name for field in dataclasses.fields(Reading)}
+_DEEDS -= {"learning_rate", "weight_decay"}
 
 
 class WithHyperparamsState(NamedTuple):

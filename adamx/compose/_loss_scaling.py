@@ -199,7 +199,7 @@ def loss_scaling(
         "backoff_factor", backoff_factor, 0.0, 1.0, "Use 0.5: half the scale."
     )
     if not isinstance(growth_interval, jax.core.Tracer):
-        _checks.check_steps("growth_interval", growth_interval, maximum=2**31 - 1)
+        _checks.check_steps("growth_interval", growth_interval)
     inner, inner_step = optax.with_extra_args_support(inner), step_if_of(inner)
 
     def init(params: PyTree) -> LossScalingState:
@@ -226,9 +226,7 @@ def loss_scaling(
 
     def check(updates: PyTree, state: Any, params: PyTree | None) -> None:
         _checks.check_state(state, LossScalingState, "loss_scaling")
-        _tree.check_inexact(updates, "gradient")
-        if params is not None:
-            _tree.check_like_params(updates, params)
+        _tree.check_gradient(updates, params)
 
     def after(state: Any, held: Any, is_good: jax.Array) -> LossScalingState:
         scale, good_steps = _next_scale(

@@ -4,7 +4,8 @@
     new    = master + update          in float32
     target = new rounded to the dtype of p
     stored = what p does not hold of new
-    emitted update = target - p       float32: p + it is target, bit for bit
+    emitted update = target - p       float32: p + it is target, bit for bit; -0 where
+                                      that is 0: then p stays, -0 included
 
 Three formats, bytes of state per parameter, and what is kept of `new`:
 
@@ -128,6 +129,12 @@ def round_leaf(x: jax.Array, dtype: Any) -> jax.Array:
     return jnp.where(jnp.abs(rounded) < _TINY, jnp.zeros_like(x), rounded)
 
 
+def signed_leaf(p: jax.Array, target: jax.Array) -> jax.Array:
+    """The target, with the sign of p where both are 0: as `p + move` has it."""
+    wide = p.astype(jnp.float32)
+    return jnp.where((target == 0) & (wide == 0), wide, target)
+
+
 def missed_leaf(p: jax.Array, new: jax.Array) -> jax.Array:
     """How many elements `p + (target - p)` does not bring to their target, float32."""
     target = round_leaf(new, p.dtype)
@@ -158,8 +165,11 @@ def write_leaf(
     # Three read p and the new master: this sum, what is stored, what is written to p.
     missed, counted = in_turn(missed_leaf, known, p, new)
     target = round_leaf(new, p.dtype)
+    move = target - p.astype(jnp.float32)
+    # -0 + -0 is the one sum that leaves a p of -0 as it is, as a skipped step has to.
+    move = jnp.where(move == 0, -jnp.zeros_like(move), move)
     # p and what is stored are overwritten after they were read for the count.
-    move = behind(counted, target - p.astype(jnp.float32))
+    move = behind(counted, move)
     stored = kept.store(new, target)
     return move, stored if kept is FULL else behind(counted, stored), missed, counted
 

@@ -95,9 +95,7 @@ def plateau(
     ):
         if not isinstance(value, jax.core.Tracer):
             remedy = "Count values, e.g. patience=10."
-            _checks.check_steps(
-                name, value, minimum=least, maximum=2**31 - 1, remedy=remedy
-            )
+            _checks.check_steps(name, value, minimum=least, remedy=remedy)
     for name, value in (("rtol", rtol), ("atol", atol)):
         _checks.check_non_negative(name, value, allow_schedule=False)
 

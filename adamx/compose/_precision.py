@@ -202,7 +202,7 @@ def _wrapped(
             if kept is not FULL:  # there the new master is what is stored
                 new, known = _narrow.settle_leaf(new, known)
             target = _narrow.round_leaf(new, p.dtype)
-            s = kept.store(new, target)
+            s, target = kept.store(new, target), _narrow.signed_leaf(p, target)
             if kept is not FULL:
                 target, s = _narrow.behind(known, target), _narrow.behind(known, s)
             return target.astype(p.dtype), s
@@ -233,7 +233,8 @@ def master_weights(
     to it (clipping, a mask, a second learning rate) leads past the target. Wrappers
     that choose between two updates (`optax.apply_if_finite`) go inside. It is to be
     added by `adamx.apply_updates` or `optax.apply_updates`; then the parameters are
-    the rounded master bit for bit, zeros being positive and numbers below 1.2e-38 zero.
+    the rounded master bit for bit, numbers below 1.2e-38 being zero and zeros positive,
+    but for a -0 that stays 0: what does not move is not touched.
     Equinox's `apply_updates` would turn them into float32: there, use
     `adamx.apply_updates`, which takes the same trees.
 

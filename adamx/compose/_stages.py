@@ -4,13 +4,11 @@ stage(t) = the first i with t < steps_0 + ... + steps_i,  t steps taken before
 p, s_i <- step of stage i;   all other s_j stay as they are
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from adamx import _checks, _tree
@@ -24,37 +22,7 @@ from adamx._types import (
 from adamx.compose._carry import carried, carries, continued
 from adamx.compose._choice import as_stored, step_if
 from adamx.compose._precision import outermost_in
-from adamx.reading import Reading, read, unboxed
-
-_LIMIT = 2**31 - 1
-
-
-class StagesState(NamedTuple):
-    """State of `stages`: those of all stages, and 12 bytes.
-
-    Attributes:
-      inner_states: tuple, one state for each stage; those of the stages that have not
-        begun are as their init made them.
-      count: int32 scalar, steps taken in all; stays at 2^31 - 1 once there.
-      stage: int32 scalar, the stage of the last step, from 0.
-      since: int32 scalar, steps taken before that stage's first.
-    """
-
-    inner_states: Any
-    count: Any
-    stage: Any
-    since: Any
-
-    @property
-    def answers_for_inner(self) -> bool:
-        """Only the stage at work is to be read."""
-        return True
-
-    def readings(self) -> dict[str, Any]:
-        """Steps, stage, and what the stage of the last step has recorded."""
-        found = _of_stage(unboxed(self.stage), [read(s) for s in self.inner_states])
-        own = {"count": self.count, "stage": self.stage, "stage_since": self.since}
-        return found | own
+from adamx.compose._stages_state import StagesState
 
 
 def stages(
@@ -81,7 +49,7 @@ def stages(
         `optax.inject_hyperparams`. Counts that correct the bias of moments start anew,
         and with them schedules that are asked for these: of b1, b2 and eps, and the
         learning rates of `swats`, `adam_to_sgd` and `schedule_free_adamw`, which hold
-        their own.
+        their own. Stages in a stage go on from there if they, too, are to continue.
       moments: "reset": each stage starts without a past. "carry": a stage that begins
         takes over the mean gradient and the mean squared gradient of the one that
         ends, in its own units: mu / (bias correction) of Adam's is trace *
@@ -123,9 +91,9 @@ def stages(
     def init(params: PyTree) -> StagesState:
         held = tuple(tx.init(params) for tx in txs)
         _check_writes(held)
-        if moments == "carry" and jax.tree.leaves(params):
+        if moments == "carry":
             _check_carries(held)
-        zeros = (jnp.zeros((), jnp.int32) for _ in range(3))
+        zeros = (jnp.zeros((), jnp.int32) for _ in range(4))
         return StagesState(held, *zeros)
 
     def run(
@@ -137,22 +105,21 @@ def stages(
         _checks.check_state(state, StagesState, "stages")
         stage = jnp.sum(state.count >= jnp.asarray(starts[1:], jnp.int32))
         stage = stage.astype(jnp.int32)
-        begins = (stage != state.stage) & (state.count > 0)
+        begins = (stage != state.stage) | (state.count == 0)
         held = list(state.inner_states)
         for i in range(len(txs)):
             mine, is_first = held[i], (stage == i) & begins
             if i and moments == "carry":
                 mine = carried(held[i - 1], mine, is_first)
-            if i and schedules == "continue":
-                mine = continued(mine, state.count, is_first)
+            if schedules == "continue":
+                mine = continued(mine, state.before + state.count, is_first)
             # One conditional for each stage, behind one another: each changes its own
             # state and `value`, and leaves them alone at no cost otherwise. One switch
             # over all states keeps them twice, at five times the time.
             value, held[i] = choose(i, stage == i, mine, value)
         since = jnp.where(begins, state.count, state.since)
-        return value, StagesState(
-            tuple(held), _tree.increment(state.count), stage, since
-        )
+        count = _tree.increment(state.count)
+        return value, StagesState(tuple(held), count, stage, since, state.before)
 
     def update(
         updates: PyTree,
@@ -173,10 +140,16 @@ def stages(
                 new, after = updates_of[i](updates, mine, params, **extra_args)
                 return as_emitted(new), as_stored(after, mine)
 
-            return jax.lax.cond(is_mine, take, lambda: (value, mine))
+            def leave() -> tuple[PyTree, Any]:
+                if i:
+                    return value, mine
+                # Not the gradient: a parameter that all stages freeze depends on none.
+                return as_emitted(jax.tree.map(jnp.zeros_like, updates)), mine
 
-        _tree.check_inexact(updates, "gradient")
-        return run(state, as_emitted(updates), choose)
+            return jax.lax.cond(is_mine, take, leave)
+
+        _tree.check_gradient(updates, params)
+        return run(state, updates, choose)
 
     def step(
         grads: PyTree, state: StagesState, params: PyTree, **extra_args: Any
@@ -189,7 +162,7 @@ def stages(
 
             return step_if(is_mine, take, value, mine)
 
-        _tree.check_inexact(grads, "gradient")
+        _tree.check_gradient(grads, params)
         return run(state, params, choose)
 
     return with_step(init, update, step)
@@ -207,40 +180,44 @@ def _check_plan(plan: Any) -> tuple[list[GradientTransformation], list[int]]:
         raise ValueError(f"`plan` must be {expected}, got none; give at least one.")
     txs, starts = [], [0]
     for i, pair in enumerate(plan):
-        is_pair = isinstance(pair, (list, tuple)) and not hasattr(pair, "init")
-        if not is_pair or len(pair) != 2:
-            raise TypeError(
-                f"`plan[{i}]` must be a pair (transformation, steps), got "
-                f"{_checks.describe_value(pair)}; write (tx, 1000), or (tx, None) last."
-            )
-        tx, steps = pair
-        _checks.check_transformation(f"plan[{i}][0]", tx)
+        tx, steps = _check_stage(f"plan[{i}]", pair, is_last=i == len(plan) - 1)
         txs.append(tx)
-        is_last = i == len(plan) - 1
-        if is_last != (steps is None):
-            raise ValueError(
-                f"`plan[{i}][1]` must be "
-                + ("None, for the last stage has no end" if is_last else "a number")
-                + f", got {_checks.describe_value(steps)}. "
-                + (
-                    "Pass None: what runs longer than planned stays in it."
-                    if is_last
-                    else "Only the last stage goes on for ever: those behind this one "
-                    "would never run. Give its steps, or drop them."
-                )
-            )
-        if not is_last:
-            remedy = "It is the stage's own number of steps, not where it ends."
-            count = _checks.check_steps(
-                f"plan[{i}][1]", steps, maximum=_LIMIT, remedy=remedy
-            )
-            starts.append(starts[-1] + count)
-    if starts[-1] > _LIMIT:
+        if steps is not None:
+            starts.append(starts[-1] + steps)
+    if starts[-1] > _checks.LAST_STEP:
         raise ValueError(
-            f"`plan` must begin its last stage by step {_LIMIT}, got {starts[-1]}: "
-            "steps are counted in 32 bits. Shorten the stages."
+            f"`plan` must begin its last stage by step {_checks.LAST_STEP}, got "
+            f"{starts[-1]}: steps are counted in 32 bits. Shorten the stages."
         )
     return txs, starts
+
+
+def _check_stage(
+    name: str, pair: Any, is_last: bool
+) -> tuple[GradientTransformation, int | None]:
+    """A transformation, and its number of steps; None for the last."""
+    is_pair = isinstance(pair, (list, tuple)) and not hasattr(pair, "init")
+    if not is_pair or len(pair) != 2:
+        raise TypeError(
+            f"`{name}` must be a pair (transformation, steps), got "
+            f"{_checks.describe_value(pair)}; write (tx, 1000), or (tx, None) last."
+        )
+    tx, steps = pair
+    _checks.check_transformation(f"{name}[0]", tx)
+    if is_last and steps is not None:
+        raise ValueError(
+            f"`{name}[1]` must be None, for the last stage has no end, got "
+            f"{_checks.describe_value(steps)}. Pass None: what runs longer than "
+            "planned stays in it."
+        )
+    if not is_last and steps is None:
+        raise ValueError(
+            f"`{name}[1]` must be a number, got None. Only the last stage goes on for "
+            "ever: those behind this one would never run. Give its steps, or drop them."
+        )
+    remedy = "It is the stage's own number of steps, not where it ends."
+    count = None if is_last else _checks.check_steps(f"{name}[1]", steps, remedy=remedy)
+    return tx, count
 
 
 def _check_writes(held: tuple[Any, ...]) -> None:
@@ -263,58 +240,3 @@ def _check_carries(held: tuple[Any, ...]) -> None:
                 "it. Those of scale_by_adam and scale_by_momentum are carried, where "
                 "they have the same tree and no codec, and Adam's two from Adam's."
             )
-
-
-# ---------------------------------------------------------------------------- reading
-
-
-def _of_stage(stage: Any, found: list[Reading]) -> dict[str, Any]:
-    """What one of several readings says, by kind.
-
-    Where the stage is not one number (a tracer, or one for each member of a batch),
-    every kind that any of them has is there, and NaN stands for nothing.
-    """
-    said = [_numbers(reading) for reading in found]
-    if isinstance(stage, jax.ShapeDtypeStruct):
-        return said[0]
-    if not isinstance(stage, jax.core.Tracer) and np.ndim(stage) == 0:
-        return said[int(stage)]
-    xp: Any = jnp if isinstance(stage, jax.core.Tracer) else np
-    result: dict[str, Any] = {}
-    for kind in dict.fromkeys(kind for each in said for kind in each):
-        values = [each.get(kind) for each in said]
-        dicts = [value for value in values if isinstance(value, dict)]
-        if not dicts:
-            result[kind] = _select(xp, stage, values)
-            continue
-        # A stage without groups has the same number for all of them.
-        result[kind] = {
-            group: _select(
-                xp,
-                stage,
-                [v.get(group) if isinstance(v, dict) else v for v in values],
-            )
-            for group in dict.fromkeys(group for each in dicts for group in each)
-        }
-    return result
-
-
-def _select(xp: Any, stage: Any, values: list[Any]) -> Any:
-    """The value of each member's stage; NaN where it is None."""
-    known = [xp.asarray(value) for value in values if value is not None]
-    is_whole = len(known) == len(values)
-    dtype = known[0].dtype
-    if not is_whole and not xp.issubdtype(dtype, xp.floating):
-        dtype = xp.float32
-    result = xp.full(np.shape(stage), 0 if is_whole else xp.nan, dtype)
-    for i, value in enumerate(values):
-        if value is not None:
-            result = xp.where(stage == i, xp.asarray(value).astype(dtype), result)
-    return result
-
-
-def _numbers(reading: Reading) -> dict[str, Any]:
-    """All that a reading says, by kind."""
-    named = {f.name: getattr(reading, f.name) for f in dataclasses.fields(reading)}
-    named |= named.pop("more")
-    return {kind: value for kind, value in named.items() if value is not None}

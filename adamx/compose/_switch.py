@@ -74,15 +74,13 @@ def last_step_of_adam(switch_step: Any, total_steps: Any, fraction: Any) -> Any:
     _checks.check_between("switch_fraction", fraction, 0.0, 1.0, remedy)
     if switch_step is not None:
         if not isinstance(switch_step, jax.core.Tracer):
-            _checks.check_steps("switch_step", switch_step, maximum=2**31 - 1)
+            _checks.check_steps("switch_step", switch_step)
         return switch_step
     if total_steps is None:
         return None
     if not isinstance(total_steps, jax.core.Tracer):
         remedy = "It is the length of the whole run, both phases."
-        _checks.check_steps(
-            "total_steps", total_steps, minimum=2, maximum=2**31 - 1, remedy=remedy
-        )
+        _checks.check_steps("total_steps", total_steps, minimum=2, remedy=remedy)
     last = jnp.round(jnp.asarray(total_steps) * jnp.asarray(fraction))
     return jnp.clip(last, 1, total_steps - 1)
 

@@ -35,31 +35,25 @@ class DiagnoseState(NamedTuple):
     Attributes:
       count: int32 scalar, steps seen; stays at 2^31 - 1 once there.
       measured_at: int32 scalar, the step last measured; 0: none yet.
-      single: float32 (layers, numbers), NaN before it is measured.
-      stacked: for each stack of layers, float32 (rows, numbers).
-      names: of layers and numbers; no array.
+      values: float32 (layers, numbers), NaN before it is measured.
+      names: of both; no array.
       inner_state: that of the transformation.
     """
 
     count: Any
     measured_at: Any
-    single: Any
-    stacked: Any
+    values: Any
     names: Names
     inner_state: Any
 
     def readings(self) -> dict[str, Any]:
         """The numbers by layer."""
-        shown = [n for n in self.names.numbers if n != "v_median"]
-        layers = {}
-        single = unboxed(self.single)
-        for i, name in enumerate(self.names.single):
-            layers[name] = {n: single[..., i, k] for k, n in enumerate(shown)}
-        for name, box in zip(self.names.stacked, self.stacked, strict=True):
-            table = unboxed(box)
-            for i in range(table.shape[-2]):
-                row = {n: table[..., i, k] for k, n in enumerate(shown)}
-                layers[f"{name}/{i}"] = row
+        values = unboxed(self.values)
+        shown = list(enumerate(self.names.numbers))[:-1]
+        layers = {
+            layer: {name: values[..., i, k] for k, name in shown}
+            for i, layer in enumerate(self.names.layers)
+        }
         return {"diagnostics": Diagnostics(unboxed(self.measured_at), layers)}
 
 
@@ -92,7 +86,7 @@ def diagnose(
         eps_share     of elements whose denominator is more than twice sqrt(v_hat)
         still_share   of elements with r < 0.01
         cosine        of gradient and m_hat: how far the gradients agree
-        nonfinite     elements of the gradient that are NaN or infinite
+        nonfinite     number of elements of the gradient that are NaN or infinite
         v_change      relative change of the median of v_hat since the last measurement
 
     m_hat and v_hat are what the State recorded itself to use: with its b1, b2, eps and
@@ -101,10 +95,11 @@ def diagnose(
     gradient. Behind a switch to SGD, and for parameters without moments, these numbers
     are NaN. Schedule-Free's step is 1 - b1 of the one shown, at first.
 
-    Norms and `nonfinite` are of all elements. The others are exact for layers of up to
-    65,536 elements, and beyond from a fixed sample: the share of elements below a
-    percentile is off by at most 4 sqrt(q (1 - q) / samples), for 2,048 samples and the
-    median 4.4%.
+    All are exact for layers of up to 65,536 elements. Beyond, grad_norm is, and the
+    others are from a fixed sample: the share of elements below a percentile is off by
+    at most 4 sqrt(q (1 - q) / samples), for 2,048 samples and the median 4.4 points;
+    norms by a few percent, more where few elements decide them; `nonfinite` is at least
+    1 where there is any.
 
     Between the measured steps this costs next to nothing, and no memory. Under
     `jax.vmap` each member has a count of its own, so that all is computed at each step;
@@ -170,14 +165,11 @@ def diagnose(
         inner_state = tx.init(params)
         _check_has_moments(inner_state)
         probe = probe_of(params, inner_state)
-        table = jnp.full((probe.rows, len(probe.numbers)), jnp.nan, jnp.float32)
-        single, stacks = _split(probe, table)
         return DiagnoseState(
             count=jnp.zeros((), jnp.int32),
             measured_at=jnp.zeros((), jnp.int32),
-            single=single,
-            stacked=stacks,
-            names=_names(probe),
+            values=jnp.full((probe.rows, len(probe.numbers)), jnp.nan, jnp.float32),
+            names=Names(probe.names, probe.numbers),
             inner_state=inner_state,
         )
 
@@ -205,17 +197,15 @@ def diagnose(
         )
         result, inner_state = take(seen, held, params, **extra_args)
         counts = [source.count for source in sources(state.inner_state)]
-        last = jnp.concatenate([state.single, *state.stacked])
 
         def read() -> jax.Array:
-            return probe.behind(before, counts, inner_state, last[:, -1])
+            return probe.behind(before, counts, inner_state, state.values[:, -1])
 
-        single, stacks = _split(probe, jax.lax.cond(is_now, read, lambda: last))
+        values = jax.lax.cond(is_now, read, lambda: state.values)
         new = state._replace(
             count=count,
             measured_at=jnp.where(is_now, count, state.measured_at),
-            single=single,
-            stacked=stacks,
+            values=values,
             inner_state=inner_state,
         )
         return result, new
@@ -271,21 +261,6 @@ def _check_has_moments(state: PyTree) -> None:
             "schedule_free_adamw, rmsprop, swats, adam_to_sgd) of this library; sgd, "
             "lion and Optax's own have none that can be read."
         )
-
-
-def _names(probe: Probe) -> Names:
-    single = [layer.name for layer in probe.layers if not layer.is_stacked]
-    stacked = [layer.name for layer in probe.layers if layer.is_stacked]
-    return Names(tuple(single), tuple(stacked), probe.numbers)
-
-
-def _split(probe: Probe, table: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The rows of single layers, which come first, and those of each stack."""
-    rows = [layer.rows for layer in probe.layers if layer.is_stacked]
-    first = table.shape[0] - sum(rows)
-    ends = [first + sum(rows[:i]) for i in range(len(rows))]
-    single, *stacks = jnp.split(table, ends) if rows else [table]
-    return single, tuple(stacks)
 
 
 def _behind(known: jax.Array, state: PyTree) -> PyTree:

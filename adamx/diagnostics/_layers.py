@@ -21,19 +21,27 @@ By = str | Sequence[tuple[str, str]] | Callable[[str], str | None]
 Naming = Callable[[str], str | None]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Names:
     """What a State calls its numbers: text beside arrays, a tree without leaves.
 
+    All are equal to JAX: `optax.tree.map_params` compares a state with one that was
+    made of a placeholder, which has no layers. What they say follows from the
+    gradient's paths, which are part of its structure.
+
     Attributes:
-      single: layers that are one row of numbers.
-      stacked: layers that are one row for each index of a leading axis.
-      numbers: the columns.
+      layers: of the rows.
+      numbers: of the columns.
     """
 
-    single: tuple[str, ...]
-    stacked: tuple[str, ...]
+    layers: tuple[str, ...]
     numbers: tuple[str, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Names)
+
+    def __hash__(self) -> int:
+        return hash(Names)
 
 
 jax.tree_util.register_static(Names)

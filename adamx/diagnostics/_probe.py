@@ -20,7 +20,7 @@ from adamx.diagnostics._layers import Layer, Part
 from adamx.diagnostics._percentiles import percentiles_of
 from adamx.diagnostics._sampling import sample
 from adamx.diagnostics._sources import sources
-from adamx.diagnostics._sums import count_by_row, row_sums
+from adamx.diagnostics._sums import row_largest, row_squares
 from adamx.diagnostics._views import View, views
 from adamx.reading import unboxed
 
@@ -45,13 +45,13 @@ class Before(NamedTuple):
 
     Attributes:
       squares: for each part (rows,), the sum of |g|^2.
-      nonfinite: for each part (rows,), the number of non-finite elements of g.
+      is_clean: for each part (rows,), whether all of g is finite.
       gradients, params, updates: the samples of each part, (rows, samples).
       known: int32, 1 once all of it is.
     """
 
     squares: list[jax.Array]
-    nonfinite: list[jax.Array]
+    is_clean: list[jax.Array]
     gradients: list[jax.Array]
     params: list[jax.Array]
     updates: list[jax.Array]
@@ -80,6 +80,15 @@ class Probe:
         return (*ranges, *SINGLE, "v_median")
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The rows of a table: 'a/b', and for stacks 'a/b/0', 'a/b/1', ..."""
+        return tuple(
+            f"{layer.name}/{i}" if layer.is_stacked else layer.name
+            for layer in self.layers
+            for i in range(layer.rows)
+        )
+
+    @property
     def rows(self) -> int:
         """The length of a table."""
         return sum(layer.rows for layer in self.layers)
@@ -106,18 +115,11 @@ class Probe:
         elements it would write them to memory, a tree of temporaries.
         """
         g = self._leaves(grads)
-        # XLA does not know that it is 1: |g|^2 is also a part of the updates, and what
-        # is read twice would be written to memory.
-        one = moments.unrelated(jnp.ones((), jnp.float32))
-
-        def square(x: jax.Array) -> jax.Array:
-            return _tree.abs_squared(moments.scale(x, one.astype(x.real.dtype)))
-
-        squares = row_sums(square, g, self._is_stack)
+        squares = row_squares(g, self._is_stack)
         below = None if params is None else self._leaves(like_of(grads, params))
         return Before(
             squares=squares,
-            nonfinite=self._nonfinite(g, squares),
+            is_clean=self._is_clean(g, squares),
             gradients=self._samples(g),
             params=[] if below is None else self._samples(below),
             updates=[
@@ -146,7 +148,7 @@ class Probe:
         pairs = zip(dtypes, self.parts, strict=True)
         return Before(
             squares=[jnp.zeros(p.rows, real_dtype(dtype)) for dtype, p in pairs],
-            nonfinite=[jnp.zeros(p.rows, jnp.int32) for p in self.parts],
+            is_clean=[jnp.zeros(p.rows, bool) for p in self.parts],
             gradients=zeros(dtypes),
             params=[] if of_params is None else zeros(of_params),
             updates=zeros(widest),
@@ -203,18 +205,19 @@ class Probe:
             for x, p in zip(arrays, self.parts, strict=True)
         ]
 
-    def _nonfinite(
+    def _is_clean(
         self, arrays: list[jax.Array], squares: list[jax.Array]
     ) -> list[jax.Array]:
-        """The number of non-finite elements: no pass over all for what is mostly 0."""
+        """Whether all elements are finite: no pass over all where the norms are."""
         if not squares:
             return []
-        zeros = [jnp.zeros_like(s, jnp.int32) for s in squares]
-        is_clean = jnp.all(jnp.isfinite(jnp.concatenate(squares)))
+        are_finite = [jnp.isfinite(s) for s in squares]
+
+        def looked() -> list[jax.Array]:  # a norm overflows for less
+            return [jnp.isfinite(x) for x in row_largest(arrays, self._is_stack)]
+
         return jax.lax.cond(
-            is_clean,
-            lambda: zeros,
-            lambda: count_by_row(_is_bad, arrays, self._is_stack),
+            jnp.all(jnp.concatenate(are_finite)), lambda: are_finite, looked
         )
 
     # ------------------------------------------------- from rows of parts to the table
@@ -272,7 +275,10 @@ class Probe:
             "param_norm": p,
             "update_norm": u,
             "update_ratio": jnp.where(p == 0, jnp.nan, u / p),
-            "nonfinite": self._scattered(self.places, before.nonfinite),
+            "nonfinite": jnp.maximum(
+                jnp.round(self._add(found, _count_bad, self._density)),
+                (self._scattered(self.places, [~x for x in before.is_clean]) > 0) * 1.0,
+            ),
         }
 
     def _shares(self, found: Sequence[View]) -> dict[str, jax.Array]:
@@ -371,8 +377,8 @@ def _all_rows(view: View, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(x, view.r.shape[:1])
 
 
-def _is_bad(x: jax.Array) -> jax.Array:
-    return ~jnp.isfinite(x)
+def _count_bad(view: View) -> jax.Array:
+    return jnp.sum(~jnp.isfinite(view.g), axis=1)
 
 
 def like_of(grads: PyTree, params: PyTree) -> PyTree:

@@ -15,15 +15,44 @@ _SMALL = 16_384
 _MANY = 4
 
 
-def row_sums(
-    term: Callable[[jax.Array], jax.Array],
+def row_squares(
+    arrays: Sequence[jax.Array], is_stack: Sequence[bool]
+) -> list[jax.Array]:
+    """The sum of |x|^2 over each row of each array; see `_by_row`."""
+
+    def total(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        x = _tree.wide(x)
+        if jnp.iscomplexobj(x):
+            return jnp.sum(_tree.abs_squared(x), axis=axes)
+        # Not x * x, which is also a part of Adam's updates: what is read twice, XLA
+        # writes to memory.
+        return -jnp.sum(x * -x, axis=axes)
+
+    return _by_row(total, arrays, is_stack)
+
+
+def row_largest(
+    arrays: Sequence[jax.Array], is_stack: Sequence[bool]
+) -> list[jax.Array]:
+    """The largest |x| of each row of each array, NaN where there is one."""
+
+    def largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        x = _tree.wide(x)
+        size = jnp.abs(x.real) + jnp.abs(x.imag) if jnp.iscomplexobj(x) else jnp.abs(x)
+        return jnp.max(size, axis=axes, initial=0.0)
+
+    return _by_row(largest, arrays, is_stack)
+
+
+def _by_row(
+    reduce: Callable[[jax.Array, tuple[int, ...]], jax.Array],
     arrays: Sequence[jax.Array],
     is_stack: Sequence[bool],
 ) -> list[jax.Array]:
-    """The sum of a real term over each row of each array.
+    """Each row of each array as one number.
 
     Args:
-      term: of one array, at least float32.
+      reduce: of an array and the axes to reduce.
       arrays: of the shape (rows, ...), or of any for one row.
       is_stack: whether it is of the first kind.
 
@@ -32,49 +61,8 @@ def row_sums(
     """
 
     def total(x: jax.Array, first: int) -> jax.Array:
-        return jnp.sum(term(_tree.wide(x)), axis=tuple(range(first, x.ndim)))
+        return reduce(x, tuple(range(first, x.ndim)))
 
-    return _by_shape(total, total, arrays, is_stack)
-
-
-def count_by_row(
-    is_so: Callable[[jax.Array], jax.Array],
-    arrays: Sequence[jax.Array],
-    is_stack: Sequence[bool],
-) -> list[jax.Array]:
-    """How many elements of each row are so.
-
-    Args:
-      is_so: of an array, bools.
-      arrays, is_stack: as of `row_sums`.
-    """
-
-    def count(x: jax.Array, first: int) -> jax.Array:
-        axes = tuple(range(first, x.ndim))
-        return jnp.sum(is_so(x), axis=axes, dtype=jnp.int32)
-
-    def in_turn(x: jax.Array, first: int) -> jax.Array:
-        # XLA writes what it counts to memory: one index of an axis at a time.
-        if x.ndim < 2:
-            return count(x, first)
-        each = jax.lax.map(lambda row: jnp.sum(is_so(row), dtype=jnp.int32), x)
-        return each if first else jnp.sum(each)
-
-    return _by_shape(count, in_turn, arrays, is_stack)
-
-
-def _by_shape(
-    many: Callable[[jax.Array, int], jax.Array],
-    one: Callable[[jax.Array, int], jax.Array],
-    arrays: Sequence[jax.Array],
-    is_stack: Sequence[bool],
-) -> list[jax.Array]:
-    """A function of each array; of small ones of one shape, which are stacked, at once.
-
-    Args:
-      many, one: of an array and its number of leading axes that stay.
-      arrays, is_stack: as of `row_sums`.
-    """
     groups: dict[Any, list[int]] = {}
     for i, x in enumerate(arrays):
         small = 0 < math.prod(x.shape) <= _SMALL
@@ -85,8 +73,8 @@ def _by_shape(
     for members in groups.values():
         first = int(is_stack[members[0]])
         if len(members) < _MANY:
-            found |= {i: one(arrays[i], first) for i in members}
+            found |= {i: total(arrays[i], first) for i in members}
         else:
-            table = many(jnp.stack([arrays[i] for i in members]), 1 + first)
+            table = total(jnp.stack([arrays[i] for i in members]), 1 + first)
             found |= {i: table[k] for k, i in enumerate(members)}
     return [jnp.atleast_1d(found[i]) for i in range(len(arrays))]

@@ -24,7 +24,7 @@ from adamx.moments._ema import weight_of_log as weight_of_log
 from adamx.moments._estimates import Estimates as Estimates
 from adamx.moments._estimates import Estimating as Estimating
 from adamx.moments._estimates import adam_estimates as adam_estimates
-from adamx.moments._estimates import blank_where as blank_where
+from adamx.moments._estimates import adam_then_nothing as adam_then_nothing
 from adamx.moments._estimates import estimates_by_path as estimates_by_path
 from adamx.moments._estimates import estimating_states as estimating_states
 from adamx.moments._estimates import moment_paths as moment_paths

@@ -77,7 +77,25 @@ def adam_estimates(
     return Estimates((mu, nu), rule)
 
 
-def blank_where(
+def adam_then_nothing(state: Any, is_adam: Any, eps_root: Any = 0.0) -> Estimates:
+    """Those of Adam in its phase, then NaN.
+
+    Args:
+      state: with mu, nu, and what `adam_estimates` reads.
+      is_adam: whether it is in that phase.
+      eps_root: inside the root.
+    """
+    adam = adam_estimates(state, state.mu, state.nu, eps_root=eps_root)
+
+    def rule(
+        g: jax.Array, mu: jax.Array, nu: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _blank_where(~jnp.asarray(is_adam), adam.rule(g, mu, nu))
+
+    return adam._replace(rule=rule)
+
+
+def _blank_where(
     is_blank: Any, found: tuple[jax.Array, jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Estimates, or NaN in a phase that does not divide by a size."""

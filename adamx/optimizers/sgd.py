@@ -17,6 +17,7 @@ import optax
 
 from adamx import _checks, _scalars, _tree, moments
 from adamx._types import (
+    EmptyState,
     GradientTransformationExtraArgs,
     PyTree,
     ScalarOrSchedule,
@@ -165,8 +166,21 @@ def sgd(
     )
     last = scale_by_learning_rate(learning_rate)
     if momentum is None:  # one stage rounds once; updates have the gradient's dtype
-        return optax.with_extra_args_support(optax.chain(optax.identity(), last))
+        return optax.with_extra_args_support(optax.chain(_no_momentum(), last))
     return wide_chain(scale_by_momentum(momentum, nesterov, accumulator_dtype), last)
+
+
+def _no_momentum() -> GradientTransformationExtraArgs:
+    """The identity, which takes no state with a momentum in it."""
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, EmptyState]:
+        del params, extra_args
+        _checks.check_state(state, EmptyState, "sgd without momentum")
+        return updates, state
+
+    return GradientTransformationExtraArgs(optax.identity().init, update)
 
 
 def momentum(

@@ -282,7 +282,6 @@ def _check_arguments(
             "update_interval",
             update_interval,
             remedy="It is the number of steps from one estimate to the next, e.g. 10.",
-            maximum=2**31 - 1,  # int32, as the count
         )
 
 

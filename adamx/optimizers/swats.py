@@ -93,16 +93,7 @@ class ScaleBySwatsState(NamedTuple):
 
     def estimates(self) -> moments.Estimates:
         """The moments in Adam's phase, then NaN: see `moments.Estimates`."""
-        adam = moments.adam_estimates(self, self.mu, self.nu)
-
-        def rule(
-            g: jax.Array, mu: jax.Array, nu: jax.Array
-        ) -> tuple[jax.Array, jax.Array, jax.Array]:
-            return moments.blank_where(
-                unboxed(self.switch_step) >= 0, adam.rule(g, mu, nu)
-            )
-
-        return adam._replace(rule=rule)
+        return moments.adam_then_nothing(self, unboxed(self.switch_step) < 0)
 
 
 def swats_leaf(

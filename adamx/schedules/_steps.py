@@ -30,7 +30,7 @@ Num = jax.typing.ArrayLike
 Span = int | float
 """A number of steps as an int, or a share of total_steps as a float in [0, 1)."""
 
-LAST_STEP = 2**31 - 1
+LAST_STEP = _checks.LAST_STEP
 
 _HALF_PI = 0.5 * math.pi
 
@@ -172,7 +172,6 @@ def check_steps(name: str, value: Any, *, minimum: int = 1, remedy: str = "") ->
         name,
         value,
         minimum=minimum,
-        maximum=LAST_STEP,
         remedy=remedy
         or "Pass a whole number as an int, e.g. 1000; are two arguments swapped?",
     )

@@ -1,0 +1,123 @@
+"""Loss curves on the host: smoothing, and which of them diverged. float64 NumPy.
+
+s_t = sum of b^(t - i) l_i over i <= t, divided by the sum of b^(t - i)
+"""
+
+import numpy as np
+
+# Memory of the smoothing, in parts of the run.
+_MEMORY = 1 / 20
+# What is given away, in parts of the gain, is still in the band.
+BAND = 0.05
+# The least gain, in standard deviations of the noise of a loss.
+_NOISES = 10.0
+# A neighbour further off, by this factor, says nothing about a rate.
+_REACH = 2.0
+
+
+def default_weight(steps: int) -> float:
+    """The weight b of a mean over about a twentieth of the run."""
+    return 1.0 - 1.0 / max(1.0, _MEMORY * steps)
+
+
+def smooth(losses: np.ndarray, weight: float) -> np.ndarray:
+    """The bias-corrected moving average along the last axis.
+
+    From the first loss that is not finite on, it is NaN.
+    """
+    losses = np.asarray(losses, np.float64)
+    smoothed = np.empty_like(losses)
+    total, norm = np.zeros(losses.shape[:-1]), 0.0
+    is_whole = np.ones(losses.shape[:-1], bool)
+    for t in range(losses.shape[-1]):
+        is_whole &= np.isfinite(losses[..., t])
+        total = weight * total + np.where(is_whole, losses[..., t], 0.0)
+        norm = weight * norm + 1.0
+        smoothed[..., t] = np.where(is_whole, total / norm, np.nan)
+    return smoothed
+
+
+def gain(losses: np.ndarray, smoothed: np.ndarray) -> float:
+    """How far the best rate brought the loss down: the unit of what is judged.
+
+    The start (one loss: all rates share it) minus the lowest smoothed loss at the end;
+    at least ten times the noise of single losses, so that rates under which nothing
+    moves are not told apart by their noise. The noise is that of the quieter rates
+    (lower quartile): the standard deviation of a loss against the next one's.
+    """
+    is_whole = np.isfinite(losses).all(axis=-1)
+    if not is_whole.any():
+        return 0.0
+    jumps = np.std(np.diff(losses[is_whole], axis=-1), axis=-1) / np.sqrt(2.0)
+    noise = np.quantile(jumps, 0.25)
+    fall = losses[is_whole, 0].max() - smoothed[is_whole, -1].min()
+    return float(max(fall, _NOISES * noise))
+
+
+def is_diverged(losses: np.ndarray, smoothed: np.ndarray) -> np.ndarray:
+    """Not finite; once a `gain` above the start; at the end half one above its lowest.
+
+    Whatever its end, a rate that blew up once is none to take: in 19 sweeps, each
+    judged at two lengths, no such rate came within 0.17 gains of the best, and no best
+    rate rose by more than 0.04.
+    """
+    is_whole = np.isfinite(losses).all(axis=-1)
+    unit = gain(losses, smoothed)
+    with np.errstate(invalid="ignore"):
+        rise = smoothed[:, -1] - smoothed.min(axis=-1)
+        peak = smoothed.max(axis=-1) - losses[:, 0]
+        return ~is_whole | ~(rise <= 0.5 * unit) | ~(peak <= unit)
+
+
+def suggested(
+    rates: np.ndarray, final: np.ndarray, unit: float
+) -> tuple[int, int, int] | None:
+    """The chosen rate, and the first and last of its band; rates ascend.
+
+    Args:
+      rates: (n,), ascending.
+      final: (n,) scores, less is better; inf where diverged.
+      unit: see `gain`.
+
+    Returns:
+      Three positions; None where all diverged. The rule is stated in `lr_sweep`.
+    """
+    best = int(np.argmin(final))
+    if not np.isfinite(final[best]):
+        return None
+    is_good = final <= final[best] + BAND * unit
+    first = last = best
+    while first > 0 and is_good[first - 1]:
+        first -= 1
+    while last + 1 < len(final) and is_good[last + 1]:
+        last += 1
+    medians = np.where(is_good, _medians(rates, final), np.inf)[first : last + 1]
+    if not np.isfinite(medians).any():  # a lone rate between two that diverged
+        return best, first, last
+    return first + int(np.argmin(medians)), first, last
+
+
+def _medians(rates: np.ndarray, final: np.ndarray) -> np.ndarray:
+    """Of each score and its neighbours' in reach; of two, the worse."""
+    reach = _REACH * (1 + 1e-6)
+    found = final.copy()
+    for i, rate in enumerate(rates):
+        near = [
+            final[j]
+            for j in (i - 1, i, i + 1)
+            if 0 <= j < len(rates) and rate / reach <= rates[j] <= rate * reach
+        ]
+        found[i] = sorted(near)[len(near) // 2]
+    return found
+
+
+def from_divergence(smoothed: np.ndarray) -> np.ndarray:
+    """True from where one curve left its lowest point by half its fall, for good."""
+    if not np.isfinite(smoothed[0]):
+        return np.ones(smoothed.shape, bool)
+    lowest = int(np.nanargmin(smoothed))
+    fall = smoothed[0] - smoothed[lowest]
+    with np.errstate(invalid="ignore"):
+        is_high = ~(smoothed <= smoothed[lowest] + 0.5 * fall)
+    is_high[: lowest + 1] = False
+    return np.logical_or.accumulate(is_high)
