@@ -64,6 +64,7 @@ from adamx.diagnostics import LrRangeTest as LrRangeTest
 from adamx.diagnostics import LrSweep as LrSweep
 from adamx.diagnostics import Sharpness as Sharpness
 from adamx.diagnostics import diagnose as diagnose
+from adamx.diagnostics import health as health
 from adamx.diagnostics import lr_range_test as lr_range_test
 from adamx.diagnostics import lr_sweep as lr_sweep
 from adamx.diagnostics import print_report as print_report

@@ -153,16 +153,33 @@ def test_findings_come_by_severity_with_their_evidence(tmp_path):
     assert {"href": "#layer-2"} in page.all("a"), "a link to the layer's card"
 
 
-@pytest.mark.parametrize(
-    ("findings", "said"), [(None, "Not looked for"), ((), "no rule found anything")]
-)
-def test_no_findings_and_not_looked_for_are_told_apart(
-    tmp_path, findings, said, capsys
-):
-    page, _ = page_of(tmp_path, run(3, 3), findings=findings)
-    assert said in page.text
-    adamx.print_report(run(3, 3), findings=findings)
-    assert ("not looked for" in capsys.readouterr().out) == (findings is None)
+def test_findings_are_those_of_health_unless_they_are_given(tmp_path, capsys):
+    history = adamx.History()
+    for step in range(1000, 11000, 1000):
+        layers = {"sick": {"r/p50": 1e-4}, "well": {"r/p50": 0.1}}
+        history.append(Reading(count=step, diagnostics=Diagnostics(step, layers)))
+    page, _ = page_of(tmp_path, history)
+    assert "the median of r is near zero" in page.text
+    adamx.print_report(history)
+    assert "the median of r is near zero in sick" in capsys.readouterr().out
+    page, _ = page_of(tmp_path, history, findings=())
+    assert "no rule found anything" in page.text
+    adamx.print_report(history, findings=())
+    assert "Findings: none" in capsys.readouterr().out
+
+
+def test_what_could_not_be_judged_is_said(tmp_path, capsys):
+    history = adamx.History()
+    for step in range(100, 500, 100):
+        layers = {"a": {"r/p50": 0.1}}
+        history.append(Reading(count=step, diagnostics=Diagnostics(step, layers)))
+    page, _ = page_of(tmp_path, history)
+    assert "Not judged: layers (4 measurements" in page.text
+    assert "validation loss (not recorded)" in page.text
+    adamx.print_report(history, width=200)
+    assert "training loss (not recorded)" in capsys.readouterr().out
+    page, _ = page_of(tmp_path, run(3, 6))
+    assert "Not judged" not in page.text
 
 
 def test_hostile_names_stay_text(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 
 from adamx import _checks
 from adamx.diagnostics._chart import NO_VALUE, fewer, short
+from adamx.diagnostics._health import health
 
 if TYPE_CHECKING:
     from adamx.diagnostics._history import History
@@ -41,14 +42,10 @@ class Advice:
     remedies: tuple[str, ...]
 
 
-def find(history: "History", findings: Iterable[Any] | None) -> list[Advice] | None:
-    """The findings as text, the severest first; None: nothing was looked for."""
-    if findings is None:
-        # HEALTH: the one place where `adamx.health` comes in. With it, this is
-        #   from adamx.diagnostics._health import health
-        #   findings = health(history)
-        return None
-    return sorted((_advice(finding) for finding in findings), key=lambda a: a.rank)
+def find(history: "History", findings: Iterable[Any] | None) -> list[Advice]:
+    """The findings as text, the severest first; None: those of `adamx.health`."""
+    found = health(history) if findings is None else findings
+    return sorted((_advice(finding) for finding in found), key=lambda a: a.rank)
 
 
 def _advice(finding: Any) -> Advice:

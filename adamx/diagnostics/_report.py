@@ -12,6 +12,7 @@ from typing import Any
 from adamx import _checks
 from adamx.diagnostics import _facts, _report_html, _report_layers
 from adamx.diagnostics._chart import escape
+from adamx.diagnostics._health import not_judged
 from adamx.diagnostics._history import History
 
 
@@ -39,8 +40,8 @@ def report(
       history: with at least one record.
       path: the file to write; an older one is replaced once the new one is complete.
       findings: what to put on top: objects with `layer`, `symptom`, `evidence` (text,
-        or a dict of numbers), `likely_causes`, `what_to_try`, `severity`. None: nothing
-        was looked for, and the page says so; (): nothing was found.
+        or a dict of numbers), `likely_causes`, `what_to_try`, `severity`. None: those
+        of `adamx.health(history)`; (): none.
       title: of the page; None: the name of the history's file.
 
     Returns:
@@ -67,7 +68,7 @@ def report(
     return target
 
 
-def page(history: History, findings: Sequence[_facts.Advice] | None, title: str) -> str:
+def page(history: History, findings: Sequence[_facts.Advice], title: str) -> str:
     """The whole page as text."""
     folder = resources.files("adamx.diagnostics")
     style = folder.joinpath("_report.css").read_text(encoding="utf-8")
@@ -99,13 +100,14 @@ def page(history: History, findings: Sequence[_facts.Advice] | None, title: str)
 
 
 def _sections(
-    history: History, findings: Sequence[_facts.Advice] | None
+    history: History, findings: Sequence[_facts.Advice]
 ) -> list[tuple[str, str, str]]:
     """Id, heading and body of each."""
     layers = _report_layers.gather(history)
     loss = ("loss", "Loss and learning rate", _report_html.losses(history))
     norms = ("norms", "Norms and skipped steps", _report_html.norms(history))
-    top = ("findings", "Findings", _report_html.findings(findings, layers.ids))
+    body = _report_html.findings(findings, not_judged(history), layers.ids)
+    top = ("findings", "Findings", body)
     if not layers.names:
         body = (
             "<p>No layer was measured. Wrap the optimizer: "
@@ -114,7 +116,7 @@ def _sections(
         return [top, loss, ("layers", "Layers", body), norms]
     bands = _facts.percentiles(history)
     middle = _facts.middle(history)
-    named = [one.layer for one in findings or ()]
+    named = [one.layer for one in findings]
     start = _facts.common_start(layers.names)
     note = f"<p>All names begin with <code>{escape(start)}</code>.</p>" if start else ""
     cards = _cards_note(bands, len(layers.names))

@@ -40,13 +40,17 @@ def tiles(history: "History") -> str:
     return f'<dl class="tiles">{items}</dl>'
 
 
-def findings(found: Sequence[_facts.Advice] | None, layer_ids: dict[str, str]) -> str:
-    """Cards with advice, or why there are none."""
-    if found is None:
-        return "<p>Not looked for: no findings were passed to <code>report</code>.</p>"
-    if not found:
-        return '<p class="good">✓ None: no rule found anything wrong.</p>'
-    return "".join(_finding(one, layer_ids) for one in found)
+def findings(
+    found: Sequence[_facts.Advice],
+    not_judged: Sequence[str],
+    layer_ids: dict[str, str],
+) -> str:
+    """Cards with advice, or that there are none; what could not be judged."""
+    cards = "".join(_finding(one, layer_ids) for one in found)
+    none = '<p class="good">✓ None: no rule found anything wrong.</p>'
+    text = escape("; ".join(not_judged))
+    rest = f"<p>Not judged: {text}.</p>" if not_judged else ""
+    return (cards or none) + rest
 
 
 def _finding(one: _facts.Advice, layer_ids: dict[str, str]) -> str:

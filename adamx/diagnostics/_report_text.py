@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from adamx.diagnostics import _facts
 from adamx.diagnostics._chart import NO_VALUE, Scale, fewer, scale_of, short
+from adamx.diagnostics._health import not_judged
 from adamx.diagnostics._history import History
 from adamx.diagnostics._report import check_history
 
@@ -61,7 +63,7 @@ def print_report(
 
 
 def _parts(
-    history: History, advice: Sequence[_facts.Advice] | None, width: int
+    history: History, advice: Sequence[_facts.Advice], width: int
 ) -> Iterator[RenderableType]:
     table = Table.grid(padding=(0, 1))
     for name, value, remark in _facts.tiles(history):
@@ -69,10 +71,12 @@ def _parts(
     yield table
     yield from _curves(history, width)
     yield from _findings(advice)
+    if rest := not_judged(history):
+        yield Text(f"  Not judged: {'; '.join(rest)}.", "dim")
     if not history.layers:
         yield Text("\nNo layer was measured: wrap the optimizer in adamx.diagnose(tx).")
         return
-    named = [one.layer for one in advice or ()]
+    named = [one.layer for one in advice]
     yield ""
     yield _layers(history, named, width)
     if history.is_recorded("val_loss").any() and _facts.percentiles(history):
@@ -114,10 +118,7 @@ def sparkline(values: np.ndarray, scale: Scale, width: int) -> str:
     )
 
 
-def _findings(advice: Sequence[_facts.Advice] | None) -> Iterator[RenderableType]:
-    if advice is None:
-        yield Text("\nFindings: not looked for.")
-        return
+def _findings(advice: Sequence[_facts.Advice]) -> Iterator[RenderableType]:
     yield Text(f"\nFindings: {len(advice) or 'none'}", "bold")
     for one in advice:
         sign = "▲●○"[one.rank]
@@ -127,10 +128,13 @@ def _findings(advice: Sequence[_facts.Advice] | None) -> Iterator[RenderableType
         )
         pairs = [f"{name} {value}" if name else value for name, value in one.evidence]
         if pairs:
-            yield Text("  " + ", ".join(pairs), "dim")
+            yield Padding(Text(", ".join(pairs), "dim"), (0, 0, 0, 2))
+        table = Table.grid(padding=(0, 1))
+        table.add_column(width=8, no_wrap=True)
         for heading, texts in (("causes", one.causes), ("try", one.remedies)):
             for k, text in enumerate(texts):
-                yield Text(f"  {heading if not k else '':7} {text}")
+                table.add_row(Text(f"  {heading if not k else ''}"), Text(text))
+        yield table
 
 
 def _layers(history: History, named: Sequence[str], width: int) -> Table:

@@ -1,0 +1,168 @@
+"""HISTORY -> WHAT RULES LOOK AT: the settled, recent measurements of a run.
+
+Three numbers of our own keep passing states from being called illnesses; all rules by
+layer share them. They were fixed before any run that tests them.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from adamx.diagnostics._history import History
+
+START = 50  # steps not judged: five memories of b1 = 0.9; then m_hat has forgotten 0
+WARM = 0.9  # of the highest rate: below it, at first, the rate still warms up
+WINDOW = 10  # the last settled measurements, which are judged
+LEAST = 5  # of them that must be known; fewer: no judgement
+LASTING = 0.8  # the share of the known ones that must show the symptom
+
+
+class Sign(NamedTuple):
+    """A symptom as a rule sees it.
+
+    Attributes:
+      kind: a name in `_advice.ADVICE`.
+      layer: its name; None: the whole run.
+      severity: "severe", "warning" or "info".
+      evidence: numbers, and the steps that they come from.
+    """
+
+    kind: str
+    layer: str | None
+    severity: str
+    evidence: dict[str, Any]
+
+
+class Run:
+    """The measurements of a history by number, and which of them are judged.
+
+    Attributes:
+      history: it.
+      least: how many of the recent measurements must be known.
+      layers: their names.
+      steps: of all measurements, (n,).
+      rate: the rate then in units of its highest, (n,); 1 where it is not recorded.
+      settled: which are behind the start and the warmup, (n,) bool.
+    """
+
+    def __init__(self, history: "History", least: int):
+        self.history = history
+        self.least = least
+        self.layers = history.layers
+        self.steps = history.measured_steps
+        self._numbers = history.numbers
+        self._known: dict[str, np.ndarray] = {}
+        records = history.steps
+        rate, warm = relative_rate(history)
+        at = np.searchsorted(records, self.steps, side="right") - 1
+        self.rate = rate[np.maximum(at, 0)] if len(rate) else np.ones(len(self.steps))
+        self.settled = self.steps >= max(START, warm)
+
+    def number(self, name: str | None) -> np.ndarray:
+        """All its measurements, (layers, n); NaN where there are none."""
+        if name is None or name not in self._numbers:
+            return np.full((len(self.layers), len(self.steps)), np.nan)
+        if name not in self._known:
+            self._known[name] = self.history.matrix(name)[1]
+        return self._known[name]
+
+    def percentile(self, kind: str, near: float) -> str | None:
+        """The number that is the percentile nearest to one, at most 10 away."""
+        found = [
+            (abs(float(match[1]) - near), name)
+            for name in self._numbers
+            if (match := re.fullmatch(rf"{kind}/p(\d+(?:\.\d+)?)", name))
+        ]
+        return min((f for f in found if f[0] <= 10), default=(0.0, None))[1]
+
+    def recent(
+        self, name: str | None, among: np.ndarray | None = None, last: int = WINDOW
+    ) -> np.ndarray:
+        """Its last settled measurements, (layers, up to `last`)."""
+        return self.number(name)[:, self.places(among, last)]
+
+    def places(self, among: np.ndarray | None = None, last: int = WINDOW) -> np.ndarray:
+        """The places of the last settled measurements (`among`: of those)."""
+        return np.flatnonzero(self.settled if among is None else among)[-last:]
+
+    def lasting(
+        self, ill: np.ndarray, known: np.ndarray, share: float = LASTING
+    ) -> list[int]:
+        """The layers that show a symptom in so much of what is known, up to now."""
+        if not known.shape[1]:
+            return []
+        count = known.sum(1)
+        is_judged = (count >= self.least) & known[:, -1]
+        is_ill = (ill & known).sum(1) >= share * count
+        return [int(i) for i in np.flatnonzero(is_judged & is_ill)]
+
+    def evidence(
+        self,
+        i: int,
+        values: Mapping[str, np.ndarray],
+        places: Sequence[int] | np.ndarray,
+        **limits: float,
+    ) -> dict[str, Any]:
+        """Medians over the window of one layer, limits, and the steps."""
+        found: dict[str, Any] = {k: median(v[i]) for k, v in values.items()}
+        found |= {name.replace("_", " "): value for name, value in limits.items()}
+        return found | span(self.steps[places])
+
+
+def span(steps: np.ndarray, what: str = "measurements") -> dict[str, int]:
+    """How many measurements (or records), and from which steps."""
+    return {
+        what: len(steps),
+        "first step": int(steps[0]),
+        "last step": int(steps[-1]),
+    }
+
+
+def median(values: np.ndarray) -> float:
+    """Of the finite ones; NaN where there are none."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else float("nan")
+
+
+def medians(values: np.ndarray) -> np.ndarray:
+    """Of each row."""
+    return np.array([median(row) for row in values])
+
+
+def relative_rate(history: "History") -> tuple[np.ndarray, int]:
+    """The rate of each record over its highest, and the step at which all are warm.
+
+    Of several groups the largest relative rate. A rate that still rises at the end is
+    not warm yet.
+    """
+    names = [
+        name
+        for name in history.columns
+        if name == "learning_rate" or name.startswith("learning_rate/")
+    ]
+    steps, warm = history.steps, 0
+    found = np.zeros(len(steps))
+    for name in names:
+        values = history.column(name)
+        known = np.where(np.isfinite(values), values, 0.0)
+        top = known.max(initial=0.0)
+        if top > 0:
+            found = np.maximum(found, known / top)
+            is_rising = len(known) > 1 and known[-1] == top > known[-2]
+            at = steps[-1] + 1 if is_rising else steps[np.argmax(known >= WARM * top)]
+            warm = max(warm, int(at))
+    return (found if found.any() else np.ones(len(steps))), warm
+
+
+def metric(history: "History", name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the records that have it; both empty where none has."""
+    if name not in history.columns:
+        return np.zeros(0, np.int64), np.zeros(0)
+    has = history.is_recorded(name)
+    return history.steps[has], history.column(name)[has]
+
+
+Rule = Callable[[Run], Sequence[Sign]]

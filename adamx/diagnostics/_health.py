@@ -1,0 +1,206 @@
+"""HISTORY -> ADVICE: rules of the literature, applied to what was measured.
+
+The rules are small functions in `_rules` (of a layer) and `_rules_run` (of the run);
+each has its source and its thresholds, named constants beside it. Rules and thresholds
+were committed before any run that tests them.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from adamx import _checks
+from adamx.diagnostics import _rules, _rules_run
+from adamx.diagnostics._advice import WORDS
+from adamx.diagnostics._evidence import LEAST, START, Rule, Run, Sign
+from adamx.diagnostics._history import History
+from adamx.reading import Reading
+
+SEVERITIES = ("severe", "warning", "info")
+RULES: tuple[Rule, ...] = (
+    _rules.nonfinite,
+    _rules.dead,
+    _rules.exploding,
+    _rules.eps_dominates,
+    _rules.tiny_early,
+    _rules.near_zero,
+    _rules.outliers,
+    _rules.ratio_high,
+    _rules.ratio_low,
+    _rules.oscillation,
+    _rules.imbalance,
+    _rules_run.lost_loss,
+    _rules_run.diverging,
+    _rules_run.exploding_norm,
+    _rules_run.skipped,
+    _rules_run.alternating,
+    _rules_run.gap,
+    _rules_run.plateau,
+    _rules_run.ready_for_sgd,
+)
+# What another finding about the same layer, or about the whole run, already says.
+_IMPLIED = {
+    "near_zero": {"dead", "eps_dominates", "tiny_early", "nonfinite"},
+    "outliers": {"dead", "eps_dominates", "nonfinite"},
+    "tiny_early": {"eps_dominates"},
+    "ratio_low": {"near_zero", "eps_dominates", "tiny_early"},
+    "imbalance": {
+        *("near_zero", "eps_dominates", "tiny_early", "ratio_low", "ratio_high"),
+        *("outliers", "exploding", "growing", "nonfinite"),
+    },
+    "plateau": {"gap", "diverging", "lost_loss", "near_zero", "eps_dominates"},
+    "ready_for_sgd": {"gap", "diverging", "lost_loss"},
+    "diverging": {"lost_loss"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or worth knowing.
+
+    Attributes:
+      layer: its name; None: the whole run, or all layers (`evidence` has their number).
+      symptom: one line.
+      evidence: the numbers by name (medians over the measurements that were looked at),
+        the threshold, and the steps that they come from.
+      likely_causes, what_to_try: sentences, the likeliest first.
+      severity: "severe", "warning" or "info".
+    """
+
+    layer: str | None
+    symptom: str
+    evidence: Mapping[str, Any]
+    likely_causes: tuple[str, ...]
+    what_to_try: tuple[str, ...]
+    severity: str
+
+
+def health(history: History | Reading) -> list[Finding]:
+    """What is wrong with a run, layer by layer, and what to try.
+
+    Looks for: non-finite gradients, losses and skipped steps; exploding gradients and
+    growing parameters; layers without a gradient; eps as the larger part of the
+    denominator; medians of r near zero, everywhere early or in a layer; few elements
+    with all of the steps; update/parameter ratios far from 1e-3, and layers far from
+    the others; oscillation; a loss above where it began; validation that gets worse or
+    stands still; Adam ready for the hand-over to SGD. Thresholds and their sources are
+    in `adamx/diagnostics/_rules.py` and `_rules_run.py`.
+
+    Numbers of layers are judged behind step 50 and behind the warmup of the rate, by
+    their last 10 measurements: at least 5 must be known, and 8 of 10 must show the
+    symptom (the rules say where it is otherwise). A finding thus goes some three
+    measurements after its cause.
+
+    What cannot be judged gives no finding: layers without `adamx.diagnose`, or with
+    fewer than 5 measurements behind the warmup; losses that were not recorded; layers
+    without moments (frozen, or behind a switch to SGD). An empty list is no proof.
+
+    Args:
+      history: of a run; it may be incomplete. Or one Reading, whose layers are judged
+        by this one measurement: a hint, so that all findings are "info".
+
+    Returns:
+      Findings: the severest first, then those of the whole run, then by layer. One
+      symptom in all layers is one finding, with layer None.
+
+    Raises:
+      TypeError: neither a History nor a Reading.
+      ValueError: a batched Reading (vmap).
+
+    >>> import adamx
+    >>> history = adamx.History()
+    >>> for step in range(1, 9):
+    ...     layers = {"w": {"r/p50": 2e-4}, "b": {"r/p50": 0.1}}
+    ...     measured = adamx.reading.Diagnostics(1000 * step, layers)
+    ...     history.append(adamx.Reading(count=1000 * step, diagnostics=measured))
+    >>> for finding in health(history):
+    ...     print(finding.severity, finding.layer, finding.symptom)
+    severe w the median of r is near zero
+    """
+    is_single = isinstance(history, Reading)
+    if isinstance(history, Reading):
+        reading, history = history, History()
+        history.append(reading)
+    if not isinstance(history, History):
+        raise TypeError(
+            "`history` must be an adamx.History or an adamx.Reading, got "
+            f"{_checks.describe_value(history)}; pass the history of a run, or "
+            "adamx.read(state)."
+        )
+    if not len(history):
+        return []
+    run = Run(history, 1 if is_single else LEAST)
+    with np.errstate(all="ignore"):
+        signs = [sign for rule in RULES for sign in rule(run)]
+    if is_single:
+        signs = [sign._replace(severity="info") for sign in signs]
+    found = _merged(_without_implied(signs), run)
+    place = {layer: i for i, layer in enumerate(run.layers)}
+    found.sort(
+        key=lambda sign: (
+            SEVERITIES.index(sign.severity),
+            -1 if sign.layer is None else place[sign.layer],
+        )
+    )
+    return [_finding(sign) for sign in found]
+
+
+def not_judged(history: History) -> tuple[str, ...]:
+    """What an empty list of findings says nothing about, for a report."""
+    run = Run(history, LEAST)
+    found = []
+    settled = int(run.settled.sum())
+    if not run.layers:
+        found.append("layers (not measured)")
+    elif settled < LEAST:
+        found.append(
+            f"layers ({settled} measurements behind step {START} and the warmup, of "
+            f"{LEAST} that it takes)"
+        )
+    for name, text in (("loss", "training loss"), ("val_loss", "validation loss")):
+        if name not in history.columns:
+            found.append(f"{text} (not recorded)")
+    return tuple(found)
+
+
+def _without_implied(signs: Sequence[Sign]) -> list[Sign]:
+    seen = {(sign.kind, sign.layer) for sign in signs}
+
+    def is_implied(sign: Sign) -> bool:
+        others = _IMPLIED.get(sign.kind, ())
+        return any((k, at) in seen for k in others for at in (sign.layer, None))
+
+    return [sign for sign in signs if not is_implied(sign)]
+
+
+def _merged(signs: Sequence[Sign], run: Run) -> list[Sign]:
+    """One symptom in all layers that have moments: one sign, with the worst of them."""
+    has_moments = np.isfinite(run.number(run.percentile("r", 50))).any(axis=1)
+    layers = {n for n, has in zip(run.layers, has_moments, strict=True) if has}
+    layers = layers or set(run.layers)
+    by_kind: dict[str, list[Sign]] = {}
+    for sign in signs:
+        by_kind.setdefault(sign.kind, []).append(sign)
+    found = []
+    for own in by_kind.values():
+        named = {sign.layer for sign in own}
+        if len(layers) > 1 and layers <= named and None not in named:
+            worst = min(own, key=lambda sign: SEVERITIES.index(sign.severity))
+            evidence = {"layers": len(own), "shown": worst.layer, **worst.evidence}
+            own = [worst._replace(layer=None, evidence=evidence)]
+        found += own
+    return found
+
+
+def _finding(sign: Sign) -> Finding:
+    words = WORDS[sign.kind]
+    return Finding(
+        layer=sign.layer,
+        symptom=words.symptom,
+        evidence=sign.evidence,
+        likely_causes=words.causes,
+        what_to_try=words.remedies,
+        severity=sign.severity,
+    )

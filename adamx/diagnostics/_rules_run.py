@@ -1,0 +1,264 @@
+"""METRICS -> SYMPTOMS: what is wrong with the whole run, one rule a function.
+
+They look at the losses, the skipped steps and the rate. Thresholds have their source in
+the rule's docstring and were committed before any run that tests them; "ours" is our
+own choice. Where a metric is not recorded, its rules say nothing.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from adamx.diagnostics._evidence import (
+    START,
+    Run,
+    Sign,
+    median,
+    medians,
+    metric,
+    relative_rate,
+    span,
+)
+
+LOST_RECORDS = 3
+SKIPPED = 0.01
+SKIPPED_SEVERE = 0.1
+SKIPPED_COUNT = 5
+SKIPPED_STEPS = 100
+ABOVE_START = 0.5
+ABOVE_START_RECORDS = 5
+ALTERNATIONS = 0.9
+ALTERNATIONS_RECORDS = 40
+NORM_EXPLODED = 100.0
+NORM_RECORDS = 20
+GAP = 0.1
+GAP_LAST = 5
+GAP_RECORDS = 10
+PLATEAU_RECORDS = 10
+PLATEAU_FALL = 0.01
+DECAYED = 0.1
+V_STABLE = 0.05
+M_DECAYED = 0.2
+READY_LAYERS = 0.8
+
+
+def lost_loss(run: Run) -> Sequence[Sign]:
+    """The last 3 recorded losses, of training or validation, are NaN or infinite.
+
+    Source: ours.
+    """
+    found = []
+    for name in ("loss", "val_loss"):
+        steps, values = metric(run.history, name)
+        last = values[-LOST_RECORDS:]
+        if len(last) == LOST_RECORDS and not np.isfinite(last).any():
+            finite = steps[np.isfinite(values)]
+            last_finite = int(finite[-1]) if len(finite) else 0
+            evidence = {"metric": name, "last finite at step": last_finite}
+            evidence |= span(steps[-LOST_RECORDS:], "records")
+            found.append(Sign("lost_loss", None, "severe", evidence))
+    return found[:1]
+
+
+def skipped(run: Run) -> Sequence[Sign]:
+    """More than 1% of the steps of the later half were skipped, 5 of them and more.
+
+    Dynamic loss scaling skips one step in about 2,000, and some at the very start.
+    Half of 100 steps and more are looked at. Severe from 10%.
+
+    Source: Micikevicius et al., "Mixed Precision Training" (2018), section 3.2 (2,000
+    steps between two trials); thresholds ours.
+    """
+    found = []
+    for name in run.history.columns:
+        if name != "skipped" and not name.startswith("skipped/"):
+            continue
+        steps, values = metric(run.history, name)
+        later = steps >= steps[-1] / 2
+        if not np.isfinite(values[later]).all() or later.sum() < 2:
+            continue
+        taken = int(steps[-1] - steps[later][0])
+        count = int(values[-1] - values[later][0])
+        if taken < SKIPPED_STEPS / 2 or count < SKIPPED_COUNT:
+            continue
+        if count < SKIPPED * taken:
+            continue
+        severity = "severe" if count >= SKIPPED_SEVERE * taken else "warning"
+        share = {"share of steps": count / taken, "threshold": SKIPPED}
+        evidence = {"counter": name, "skipped": count, **share}
+        evidence |= span(steps[later], "records")
+        found.append(Sign("skipped", None, severity, evidence))
+    return found[:1]
+
+
+def diverging(run: Run) -> Sequence[Sign]:
+    """The last 5 losses are all half as large again as the first 5 (in the median).
+
+    Losses at all signs: above the first by half of its size.
+
+    Source: ours.
+    """
+    steps, values = metric(run.history, "loss")
+    if len(values) < 2 * ABOVE_START_RECORDS or steps[-1] < START:
+        return []
+    first, last = median(values[:ABOVE_START_RECORDS]), values[-ABOVE_START_RECORDS:]
+    if not np.all(last > first + ABOVE_START * abs(first)):
+        return []
+    evidence = {"loss": median(last), "at first": first}
+    evidence |= span(steps[-ABOVE_START_RECORDS:], "records")
+    return [Sign("diverging", None, "severe", evidence)]
+
+
+def alternating(run: Run) -> Sequence[Sign]:
+    """The training loss goes up and down by turns, in 90% of the last 40 records.
+
+    Of noise it is 67%. Seen where each step is recorded (or each third, ...).
+
+    Source: Cohen et al., "Adaptive Gradient Methods at the Edge of Stability" (2022):
+    oscillation along the sharpest direction; thresholds ours.
+    """
+    steps, values = metric(run.history, "loss")
+    steps, values = steps[-ALTERNATIONS_RECORDS:], values[-ALTERNATIONS_RECORDS:]
+    if len(values) < ALTERNATIONS_RECORDS or not np.isfinite(values).all():
+        return []
+    ups = np.sign(np.diff(values))
+    share = float(np.mean(ups[1:] * ups[:-1] < 0))
+    if steps[0] < START or share < ALTERNATIONS:
+        return []
+    evidence = {"share of turns": share, "threshold": ALTERNATIONS} | span(
+        steps, "records"
+    )
+    return [Sign("oscillation", None, "warning", evidence)]
+
+
+def exploding_norm(run: Run) -> Sequence[Sign]:
+    """The global gradient norm, where no layers were measured, as `exploding` has it.
+
+    The last 3 records, 100 times the median of those before; 20 records and more.
+
+    Source: as for `exploding`; the numbers are ours.
+    """
+    if run.layers:
+        return []
+    steps, values = metric(run.history, "grad_norm")
+    if len(values) < NORM_RECORDS or steps[-1] < START:
+        return []
+    usual, last = median(values[:-3]), values[-3:]
+    if not (usual > 0 and np.all(last >= NORM_EXPLODED * usual)):
+        return []
+    evidence = {"gradient norm": float(np.min(last)), "median before": usual}
+    evidence |= {"threshold": NORM_EXPLODED} | span(steps[-3:], "records")
+    return [Sign("exploding", None, "severe", evidence)]
+
+
+def gap(run: Run) -> Sequence[Sign]:
+    """The last 5 validation losses are 10% above their best, with training better.
+
+    The best is that of medians of 5 records in a row; 10 records and more. For
+    training losses near both times, medians likewise.
+
+    Source: Prechelt, "Early Stopping - But When?" (1998), the generalization loss
+    GL = 100 (E / E_best - 1), there from 1 to 5; 10 and the records are ours.
+    """
+    steps, values = metric(run.history, "val_loss")
+    if len(values) < GAP_RECORDS or steps[-1] < START:
+        return []
+    smooth = _running_median(values, GAP_LAST)
+    if not np.isfinite(smooth).all():
+        return []
+    k = int(np.argmin(smooth))
+    best, last = float(smooth[k]), values[-GAP_LAST:]
+    if not np.all(last >= best + GAP * abs(best)) or k + 1 == len(smooth):
+        return []
+    at_best = slice(k, k + GAP_LAST)
+    train_then = _around(run, steps[at_best])
+    train_now = _around(run, steps[-GAP_LAST:])
+    if not train_now < train_then:
+        return []
+    evidence = {"validation loss": median(last), "its best": best}
+    evidence |= {"best at step": int(steps[k + GAP_LAST // 2])}
+    evidence |= {"training loss": train_now, "training loss then": train_then}
+    evidence |= span(steps[-GAP_LAST:], "records")
+    return [Sign("gap", None, "warning", evidence)]
+
+
+def plateau(run: Run) -> Sequence[Sign]:
+    """The last 10 validation losses won less than 1% of all that was won before.
+
+    Medians of 5 of them. Not where the rate is below a tenth of its highest: there is
+    nothing left to decay.
+
+    Source: ours; that a decay then helps: Goyal et al., "Accurate, Large Minibatch
+    SGD" (2017), figures of the training curves.
+    """
+    at = _flat(run, "val_loss")
+    if at is None:
+        return []
+    rate, _ = relative_rate(run.history)
+    if rate[-1] < DECAYED:
+        return []
+    evidence = {**at, "rate / its highest": float(rate[-1]), "threshold": PLATEAU_FALL}
+    return [Sign("plateau", None, "info", evidence)]
+
+
+def ready_for_sgd(run: Run) -> Sequence[Sign]:
+    """v is stable and m has decayed in 80% of the layers, and the loss is flat.
+
+    Stable: the median of v changes by at most 5% between two measurements. Decayed:
+    the median of |m_hat| is at most 0.2 of its largest. Flat: as in `plateau`, of the
+    validation loss, or without it of the training loss.
+
+    Source: that a late switch helps: Keskar & Socher, "Improving Generalization
+    Performance by Switching from Adam to SGD" (2017); the signs and numbers are ours.
+    """
+    names = [n for n in ("val_loss", "loss") if n in run.history.columns]
+    at = _flat(run, names[0]) if names else None
+    if at is None:
+        return []
+    change = run.recent("v_change")
+    name = run.percentile("m", 50)
+    m, settled = run.recent(name), run.number(name)[:, run.settled]
+    known = np.isfinite(change) & np.isfinite(m)
+    finite = np.where(np.isfinite(settled), settled, 0.0)
+    largest = finite.max(axis=1, initial=0.0, keepdims=True)
+    is_ready = (np.abs(change) <= V_STABLE) & (m <= M_DECAYED * largest) & (m > 0)
+    judged, ready = run.lasting(known, known), run.lasting(is_ready, known)
+    if not ready or len(ready) < READY_LAYERS * len(judged):
+        return []
+    evidence = {
+        "layers": len(ready),
+        "of layers": len(judged),
+        "change of v": median(medians(np.abs(change[ready]))),
+        "m / its largest": median(medians(m[ready]) / largest[ready, 0]),
+        **span(run.steps[run.places()]),
+    }
+    return [Sign("ready_for_sgd", None, "info", evidence)]
+
+
+def _flat(run: Run, name: str) -> dict[str, float] | None:
+    """The evidence that a loss falls no more; None: it does, or nobody knows."""
+    steps, values = metric(run.history, name)
+    half = PLATEAU_RECORDS // 2
+    if len(values) < 2 * PLATEAU_RECORDS or steps[-PLATEAU_RECORDS] < START:
+        return None
+    smooth = _running_median(values, half)
+    if not np.isfinite(smooth).all():
+        return None
+    before = float(smooth[: len(values) - PLATEAU_RECORDS - half + 1].min())
+    now = float(smooth[-half - 1 :].min())
+    won = float(smooth[0]) - before
+    if won <= 0 or before - now >= PLATEAU_FALL * won:
+        return None
+    numbers = {f"best {name}": now, "best before": before, "won in all": won}
+    return {**numbers, **span(steps[-PLATEAU_RECORDS:], "records")}
+
+
+def _running_median(values: np.ndarray, width: int) -> np.ndarray:
+    rows = np.lib.stride_tricks.sliding_window_view(values, width)
+    return np.median(rows, axis=1)
+
+
+def _around(run: Run, steps: np.ndarray) -> float:
+    """The median of the training losses of these steps; NaN without."""
+    at, values = metric(run.history, "loss")
+    return median(values[(at >= steps[0]) & (at <= steps[-1])])

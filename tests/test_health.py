@@ -1,0 +1,738 @@
+"""health: each rule on its illness at three strengths, below it, and when it is gone.
+
+Histories are made by hand: rules and thresholds were fixed before any run.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+import adamx
+from adamx import __main__ as command
+from adamx.diagnostics import Finding, _advice, _health, _rules
+from adamx.reading import Diagnostics, Reading
+
+NAN, INF = float("nan"), float("inf")
+LAYERS = tuple(f"block_{i}/{part}" for i in range(3) for part in ("kernel", "bias"))
+SICK = "block_1/kernel"
+# What mini-batch noise at b1 = 0.9 makes of a layer of 1,024 elements.
+WELL = {
+    **{"r/p10": 0.03, "r/p50": 0.15, "r/p90": 0.37},
+    **{"m/p10": 3e-4, "m/p50": 1.5e-3, "m/p90": 4e-3},
+    **{"sqrt_v/p10": 5e-3, "sqrt_v/p50": 1e-2, "sqrt_v/p90": 2e-2},
+    **{"step/p10": 3e-5, "step/p50": 1.5e-4, "step/p90": 4e-4},
+    **{"grad_norm": 0.32, "param_norm": 1.6, "update_norm": 5e-3},
+    **{"update_ratio": 3e-3, "eps_share": 0.0, "still_share": 0.05},
+    **{"cosine": 0.44, "nonfinite": 0.0, "v_change": -0.06},
+}
+
+
+def history(
+    sick=None,
+    where=(SICK,),
+    n=40,
+    every=100,
+    until=None,
+    since=0,
+    rate=None,
+    loss=None,
+    val_loss=None,
+    seed=0,
+    layers=LAYERS,
+    skipped=None,
+):
+    """Measurements of layers with noise of 10%.
+
+    Args:
+      sick: numbers of the layers `where`: values, or functions of the measurement.
+      since, until: the measurements at which they hold; None: to the end.
+      rate, loss, val_loss, skipped: functions of the measurement k = 1..n, or None.
+    """
+    rng = np.random.default_rng(seed)
+    found = adamx.History()
+    for k in range(1, n + 1):
+        named = {}
+        for layer in layers:
+            numbers = {x: v * (1 + 0.1 * rng.uniform(-1, 1)) for x, v in WELL.items()}
+            is_ill = since < k <= (until or n) and layer in where
+            for name, value in (sick or {}).items() if is_ill else ():
+                numbers[name] = value(k) if callable(value) else value
+            named[layer] = numbers
+        found.append(
+            Reading(
+                count=k * every,
+                learning_rate=None if rate is None else rate(k),
+                skipped=None if skipped is None else skipped(k),
+                diagnostics=Diagnostics(k * every, named),
+            ),
+            loss=None if loss is None else loss(k),
+            val_loss=None if val_loss is None else val_loss(k),
+        )
+    return found
+
+
+def with_layer(found, layer, numbers):
+    """The history with other numbers of one layer, or one layer more."""
+    changed = adamx.History()
+    for record in found:
+        old = record.reading.diagnostics
+        own = {**old.layers.get(layer, {}), **numbers}
+        new = Diagnostics(old.count, {**old.layers, layer: own})
+        changed.append(dataclasses.replace(record.reading, diagnostics=new))
+    return changed
+
+
+def symptoms(found, severities=False):
+    kinds = {words.symptom: kind for kind, words in _advice.WORDS.items()}
+    pairs = [(kinds[f.symptom], f.layer) for f in found]
+    return [(*p, f.severity) for p, f in zip(pairs, found, strict=True)] or pairs
+
+
+def named(found):
+    return {pair[:2] for pair in symptoms(found)}
+
+
+def by_turns(a, b):
+    return lambda k: a if k % 2 else b
+
+
+# Illness: (kind, three strengths, just below the threshold). More numbers change where
+# the illness has other signs too.
+ILLNESSES = {
+    "near zero": (
+        "near_zero",
+        [{"r/p50": x, "r/p90": 5 * x} for x in (9e-3, 2e-3, 1e-5)],
+        {"r/p50": 0.011, "r/p90": 0.05},
+    ),
+    "outliers": (
+        "outliers",
+        [{"r/p50": x, "r/p90": 0.4} for x in (0.0125, 4e-3, 1e-6)],
+        {"r/p50": 0.0138, "r/p90": 0.4},
+    ),
+    "eps": (
+        "eps_dominates",
+        [{"eps_share": x, "r/p50": 0.2 * (1 - x)} for x in (0.51, 0.8, 1.0)],
+        {"eps_share": 0.49},
+    ),
+    "ratio high": (
+        "ratio_high",
+        [{"update_ratio": x} for x in (0.101, 0.5, 20.0)],
+        {"update_ratio": 0.099},
+    ),
+    "ratio low": (
+        "ratio_low",
+        [{"update_ratio": x} for x in (9.9e-6, 1e-6, 0.0)],
+        {"update_ratio": 1.1e-4},
+    ),
+    "imbalance, below": (
+        "imbalance",
+        [{"update_ratio": x} for x in (2e-5, 1.5e-5, 1.1e-5)],
+        {"update_ratio": 5e-5},
+    ),
+    "slow oscillation": (
+        "oscillation",
+        [{"cosine": lambda k, x=x: -x if k % 3 == 0 else x} for x in (0.21, 0.5, 0.99)],
+        {"cosine": lambda k: -0.19 if k % 3 == 0 else 0.4},
+    ),
+    "fast oscillation": (
+        "oscillation",
+        [
+            {"cosine": x, "r/p90": 0.054, "r/p50": 0.052, "v_change": by_turns(y, -y)}
+            for x, y in ((0.91, 0.001), (0.99, 0.01), (1.0, 0.0))
+        ],
+        {"cosine": 0.99, "r/p90": 0.054, "r/p50": 0.052, "v_change": -0.01},
+    ),
+    "exploding": (
+        "exploding",
+        [{"grad_norm": lambda k, x=x: 0.32 if k < 38 else x} for x in (40, 1e4, INF)],
+        {"grad_norm": lambda k: 0.32 if k < 38 else 25.0},
+    ),
+    "growing": (
+        "growing",
+        [{"param_norm": lambda k, x=x: 1.6 * x**k} for x in (1.2, 2.0, 10.0)],
+        {"param_norm": lambda k: 1.6 * k**1.5},
+    ),
+    "dead": (
+        "dead",
+        [{"grad_norm": 0.0, **x} for x in ({"r/p50": 0.0}, {"r/p50": 1e-5}, {})],
+        {"grad_norm": 1e-30},
+    ),
+    "non-finite": (
+        "nonfinite",
+        [
+            {"nonfinite": lambda k, x=x: 7.0 if k % x == 0 else 0.0}
+            for x in (3, 2, 1)  # every x-th measurement
+        ],
+        {"nonfinite": lambda k: 7.0 if k % 5 == 0 else 0.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("strength", range(3))
+@pytest.mark.parametrize("name", ILLNESSES)
+def test_an_illness_is_found_in_its_layer(name, strength):
+    kind, strengths, _ = ILLNESSES[name]
+    assert named(adamx.health(history(strengths[strength]))) == {(kind, SICK)}
+
+
+@pytest.mark.parametrize("name", ILLNESSES)
+def test_nothing_is_found_below_the_threshold(name):
+    assert adamx.health(history(ILLNESSES[name][2])) == []
+
+
+@pytest.mark.parametrize("name", ILLNESSES)
+def test_a_finding_goes_with_its_cause(name):
+    kind, strengths, _ = ILLNESSES[name]
+    gone = {"oscillation": 20, "nonfinite": 10}.get(kind, 3)
+    healed = history(strengths[1], n=60, until=60 - gone)
+    assert adamx.health(healed) == []
+    if kind != "exploding":  # which is defined at measurement 38
+        assert named(adamx.health(history(strengths[1], n=60))) == {(kind, SICK)}
+
+
+PASSING = set(ILLNESSES) - {"exploding", "growing", "non-finite"}
+
+
+@pytest.mark.parametrize("name", sorted(PASSING))
+def test_a_short_phase_is_no_illness(name):
+    strengths = ILLNESSES[name][1]
+    assert adamx.health(history(strengths[2], n=40, since=35)) == []
+
+
+@pytest.mark.parametrize("name", ILLNESSES)
+def test_a_symptom_of_all_layers_is_one_finding(name):
+    kind, strengths, _ = ILLNESSES[name]
+    found = adamx.health(history(strengths[1], where=LAYERS))
+    if kind in ("imbalance", "dead"):  # these are of one layer among others
+        assert (kind, None) not in named(found)
+        return
+    assert named(found) == {(kind, None)}
+    assert found[0].evidence["layers"] == len(LAYERS)
+    assert found[0].evidence["shown"] in LAYERS
+
+
+@pytest.mark.parametrize("name", sorted(PASSING))
+def test_nothing_of_the_warmup_is_judged(name):
+    rising = history(ILLNESSES[name][1][2], rate=lambda k: 1e-3 * k / 40)
+    assert adamx.health(rising) == []
+    early = history(ILLNESSES[name][1][2], every=1, n=49)
+    assert adamx.health(early) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "warning", "severe"),
+    [
+        ("r/p50", 0.0011, 0.0009),
+        ("eps_share", 0.89, 0.91),
+        ("update_ratio", 0.99, 1.01),
+    ],
+)
+def test_severities(number, warning, severe):
+    for value, severity in ((warning, "warning"), (severe, "severe")):
+        ill = history({number: value, "r/p90": 0.05})
+        (found,) = adamx.health(ill)
+        assert found.severity == severity, value
+
+
+def test_severity_of_skipped_steps():
+    for share, severity in ((9, "warning"), (11, "severe")):
+        (found,) = adamx.health(history(skipped=lambda k, share=share: share * k))
+        assert found.severity == severity, share
+
+
+def test_a_low_median_is_of_outliers_where_the_90th_percentile_is_high():
+    for high, kind in ((0.11, "outliers"), (0.095, "near_zero")):
+        ill = history({"r/p50": 0.003, "r/p90": high})
+        assert named(adamx.health(ill)) == {(kind, SICK)}, high
+
+
+# (numbers, whether they are ill): close to one threshold, well behind the others.
+FLIPS = {"cosine": 0.99, "r/p50": 0.05, "r/p90": 0.054, "v_change": by_turns(0.01, -1)}
+SLOW = {"cosine": lambda k: -0.5 if k % 3 == 0 else 0.5, "sqrt_v/p50": 0.01}
+CLOSE = {
+    "8 of 10": ({"update_ratio": lambda k: 0.5 if k % 5 else 0.01}, True),
+    "7 of 10": ({"update_ratio": lambda k: 0.5 if k % 10 > 2 else 0.01}, False),
+    "fast, cosine": (FLIPS | {"cosine": 0.88}, False),
+    "fast, r too large": (FLIPS | {"r/p90": 0.11}, False),
+    "fast, r still small": (FLIPS | {"r/p90": 0.095}, True),
+    "fast, v falls more often": (
+        FLIPS | {"v_change": lambda k: 0.01 if k % 5 < 2 else -0.01},
+        False,
+    ),
+    "slow, a fifth": ({"cosine": lambda k: -0.5 if k % 5 == 0 else 0.5}, False),
+    "slow, 12 elements": (SLOW | {"grad_norm": 0.035}, False),
+    "slow, 20 elements": (SLOW | {"grad_norm": 0.045}, True),
+    "exploding, twice": ({"grad_norm": lambda k: 0.3 if k < 39 else 1e4}, False),
+    "grows threefold": ({"param_norm": lambda k: 1.0 if k < 31 else 3.0}, False),
+    "grows fivefold": ({"param_norm": lambda k: 1.0 if k < 31 else 5.0}, True),
+    "grows before these": (
+        {"param_norm": lambda k: 1.0 if k < 30 else 5.0},
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLOSE)
+def test_close_to_a_threshold(name):
+    numbers, is_ill = CLOSE[name]
+    assert len(adamx.health(history(numbers))) == is_ill
+
+
+def test_the_window_of_oscillations_is_twice_as_long():
+    (found,) = adamx.health(history(SLOW))
+    assert found.evidence["measurements"] == 20
+    assert adamx.health(history(SLOW, n=9)) == [], "nor is it judged by less than 10"
+
+
+def test_small_ratios_of_some_layers_are_normal_in_fine_tuning():
+    tuned = history({"update_ratio": 1e-4}, where=LAYERS)
+    for value, expected in ((5e-6, set()), (2.5e-6, {("ratio_low", SICK)})):
+        found = adamx.health(with_layer(tuned, SICK, {"update_ratio": value}))
+        assert named(found) == expected, value
+
+
+def test_low_ratios_are_looked_at_where_the_rate_is_high():
+    for rate, count in ((4e-4, 0), (6e-4, 1)):
+        ill = history(
+            {"update_ratio": 1e-6},
+            where=LAYERS,
+            since=20,
+            rate=lambda k, rate=rate: 1e-3 if k <= 20 else rate,
+        )
+        assert len(adamx.health(ill)) == count, rate
+
+
+def test_judging_begins_behind_the_start_and_the_warmup():
+    ill = {"update_ratio": 0.5}
+    for n, expected in ((8, 0), (9, 1)):  # the fifth to the ninth: steps 50 to 90
+        assert len(adamx.health(history(ill, every=10, n=n))) == expected, n
+    # Warm at 90% of the highest rate, the 18th measurement.
+    warm = {"rate": lambda k: 1e-3 * min(k, 20) / 20}
+    for n, expected in ((21, 0), (22, 1)):
+        assert len(adamx.health(history(ill, since=17, n=n, **warm))) == expected, n
+
+
+def test_tiny_r_everywhere_early():
+    for value in (0.019, 0.005, 1e-6):
+        ill = {"r/p50": value, "r/p90": 4 * value}
+        found = adamx.health(history(ill, where=LAYERS, every=40))
+        assert named(found) == {("tiny_early", None)}, value
+        assert "500 to 2,000" in found[0].what_to_try[0]
+        assert any("b2 = 0.99" in text for text in found[0].what_to_try)
+    # Later it is each layer's own matter, and a few layers are no "everywhere".
+    found = adamx.health(history(ill, where=LAYERS, every=100))
+    assert named(found) == {("near_zero", None)}
+    found = adamx.health(history(ill, where=LAYERS[:4], every=40))
+    assert named(found) == {("near_zero", layer) for layer in LAYERS[:4]}
+    ill = {"r/p50": 0.021, "r/p90": 0.1}
+    assert adamx.health(history(ill, where=LAYERS, every=40)) == []
+    healed = history({"r/p50": 0.001}, where=LAYERS, every=40, until=37)
+    assert adamx.health(healed) == []
+
+
+def test_imbalance_above():
+    for value, expected in ((0.02, True), (0.05, True), (0.09, True), (0.008, False)):
+        ill = history({"update_ratio": 1e-4}, where=LAYERS)
+        mixed = with_layer(ill, SICK, {"update_ratio": value})
+        assert named(adamx.health(mixed)) == (
+            {("imbalance", SICK)} if expected else set()
+        )
+    for names, count in ((("a", "b"), 0), (("a", "b", "c"), 1)):
+        few = history({"update_ratio": 1e-4}, layers=names, where=names)
+        found = adamx.health(with_layer(few, SICK, WELL | {"update_ratio": 0.05}))
+        assert len(found) == count, "three layers have no usual one"
+
+
+def test_what_explodes_is_known_from_before():
+    for n, count in ((7, 0), (8, 1)):
+        ill = {"grad_norm": lambda k, n=n: 0.3 if k <= n - 3 else 1e4}
+        assert len(adamx.health(history(ill, n=n))) == count, n
+
+
+# The whole run: (kind, three strengths, below), as arguments of `history`.
+def losses(train, val=None, **more):
+    return {"loss": train, "val_loss": val, **more}
+
+
+def falling(k):
+    return 2.0 * 0.9**k + 0.1
+
+
+RUNS = {
+    "lost": (
+        "lost_loss",
+        [
+            losses(lambda k, x=x: x if k > 37 else falling(k))
+            for x in (NAN, INF, -INF)  # the last three
+        ],
+        losses(lambda k: NAN if k in (20, 39, 40) else falling(k)),
+    ),
+    "diverging": (
+        "diverging",
+        [losses(lambda k, x=x: 2.0 if k < 20 else x) for x in (3.1, 30.0, 1e9)],
+        losses(lambda k: 2.0 if k < 20 else 2.9),
+    ),
+    "alternating": (
+        "oscillation",
+        [losses(lambda k, x=x: 1.0 + x * (-1) ** k, n=60) for x in (1e-4, 0.1, 0.9)],
+        losses(lambda k: 1.0 + (k % 3 == 0), n=60),
+    ),
+    "gap": (
+        "gap",
+        [
+            losses(falling, lambda k, x=x: 2.0 - k / 20 if k < 20 else 1.0 + x)
+            for x in (0.3, 0.5, 5.0)
+        ],
+        losses(falling, lambda k: 2.0 - k / 20 if k < 20 else 1.05 + k * 1e-4),
+    ),
+    "plateau": (
+        "plateau",
+        [
+            losses(falling, lambda k, x=x: max(2.0 - k / 10, x), rate=lambda k: 1e-3)
+            for x in (0.2, 0.5, 1.0)
+        ],
+        losses(falling, lambda k: 1.0 - k / 50, rate=lambda k: 1e-3),
+    ),
+    "skipped": (
+        "skipped",
+        [
+            losses(None, skipped=lambda k, x=x: int(x * 100 * k))
+            for x in (0.011, 0.05, 0.9)
+        ],
+        losses(None, skipped=lambda k: int(0.0095 * 100 * k) + 50),
+    ),
+}
+
+
+@pytest.mark.parametrize("strength", range(3))
+@pytest.mark.parametrize("name", RUNS)
+def test_an_illness_of_the_run_is_found(name, strength):
+    kind, strengths, _ = RUNS[name]
+    found = adamx.health(history(**strengths[strength]))
+    assert named(found) - {("plateau", None)} | {(kind, None)} == {(kind, None)}
+    assert (kind, None) in named(found)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_nothing_is_found_in_a_run_below_the_threshold(name):
+    found = named(adamx.health(history(**RUNS[name][2])))
+    assert RUNS[name][0] not in {kind for kind, _ in found}
+
+
+def one_run(n, every=10, **metrics):
+    """Records without layers; `metrics` are functions of the record."""
+    found = adamx.History()
+    for k in range(1, n + 1):
+        values = {name: function(k) for name, function in metrics.items()}
+        skipped = values.pop("skipped", None)
+        norm = values.pop("grad_norm", None)
+        reading = Reading(count=every * k, grad_norm=norm, skipped=skipped)
+        found.append(reading, **values)
+    return found
+
+
+def last(n, records, ill, well):
+    return lambda k: ill if k > n - records else well
+
+
+# (records, whether they are ill)
+CLOSE_RUNS = {
+    "norm, 3 of 20": (one_run(20, grad_norm=last(20, 3, 110, 1)), True),
+    "norm, 3 of 19": (one_run(19, grad_norm=last(19, 3, 110, 1)), False),
+    "norm, 2 of 20": (one_run(20, grad_norm=last(20, 2, 110, 1)), False),
+    "norm, 90 times": (one_run(20, grad_norm=last(20, 3, 90, 1)), False),
+    "norm, early": (one_run(20, 1, grad_norm=last(20, 3, 110, 1)), False),
+    "5 skipped": (one_run(20, skipped=lambda k: max(k - 15, 0)), True),
+    "4 skipped": (one_run(20, skipped=lambda k: max(k - 16, 0)), False),
+    "skipped in 40 steps": (one_run(9, skipped=lambda k: 9 * k), False),
+    "skipped in 60 steps": (one_run(12, skipped=lambda k: 9 * k), True),
+    "5 above the start": (one_run(10, loss=last(10, 5, 3.1, 2)), True),
+    "4 above the start": (one_run(10, loss=last(10, 4, 3.1, 2)), False),
+    "9 records": (one_run(9, loss=last(9, 4, 3.1, 2)), False),
+    "negative, above": (one_run(10, loss=last(10, 5, -0.9, -2)), True),
+    "negative, below": (one_run(10, loss=last(10, 5, -1.1, -2)), False),
+    "turns in 39 records": (one_run(39, 100, loss=by_turns(1.0, 1.1)), False),
+    "turns in 40 records": (one_run(40, 100, loss=by_turns(1.0, 1.1)), True),
+    "turns, at first": (one_run(45, 1, loss=by_turns(1.0, 1.1)), False),
+    "gap, 5 records": (one_run(20, loss=falling, val_loss=last(20, 5, 1.12, 1)), True),
+    "gap, 4 records": (one_run(20, loss=falling, val_loss=last(20, 4, 1.12, 1)), False),
+    "gap, 8%": (one_run(20, loss=falling, val_loss=last(20, 5, 1.08, 1)), False),
+    "gap, 9 records": (one_run(9, loss=falling, val_loss=last(9, 5, 2, 1)), False),
+    "gap, 10 records": (one_run(10, loss=falling, val_loss=last(10, 5, 2, 1)), True),
+    "plateau, 20 records": (one_run(20, val_loss=lambda k: max(2 - k / 5, 0.5)), True),
+    "plateau, 19 records": (one_run(19, val_loss=lambda k: max(2 - k / 5, 0.5)), False),
+    # 0.75 were won, by medians of 5: from 1.85 to 1.1.
+    "1.2% better": (
+        one_run(30, val_loss=lambda k: 2 - k / 20 if k <= 20 else 1.1 - 0.012 * 0.75),
+        False,
+    ),
+    "0.8% better": (
+        one_run(30, val_loss=lambda k: 2 - k / 20 if k <= 20 else 1.1 - 0.008 * 0.75),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLOSE_RUNS)
+def test_runs_close_to_a_threshold(name):
+    found, is_ill = CLOSE_RUNS[name]
+    assert len(adamx.health(found)) == is_ill
+
+
+def test_the_findings_of_a_run_go_with_their_causes():
+    back = history(n=60, loss=lambda k: 9.0 if 20 < k < 58 else falling(k))
+    assert adamx.health(back) == []
+    back = history(n=60, loss=lambda k: NAN if 20 < k < 60 else falling(k))
+    assert adamx.health(back) == []
+    back = history(n=60, skipped=lambda k: min(100 * k, 2000))
+    assert adamx.health(back) == []
+    back = history(n=60, loss=lambda k: falling(k) + (0.1 * (-1) ** k if k < 45 else 0))
+    assert adamx.health(back) == []
+    val = [2.0, *(2 - k / 15 for k in range(20)), *[0.7] * 20, *[0.5] * 10]
+    constant = {"rate": lambda k: 1e-3, "loss": falling}
+    found = adamx.health(history(n=41, val_loss=lambda k: val[k - 1], **constant))
+    assert named(found) == {("plateau", None)}
+    assert adamx.health(history(n=50, val_loss=lambda k: val[k - 1], **constant)) == []
+
+
+def test_a_gap_needs_training_that_gets_better():
+    def val(k):
+        return 2.0 - k / 20 if k < 20 else 1.5
+
+    assert named(adamx.health(history(loss=falling, val_loss=val))) == {("gap", None)}
+    for train in (val, None):  # no better; not known
+        found = adamx.health(history(loss=train, val_loss=val))
+        assert named(found) == {("plateau", None)}
+
+
+def test_behind_a_decay_a_plateau_is_the_end():
+    def val(k):
+        return max(2.0 - k / 10, 0.5)
+
+    decayed = history(loss=falling, val_loss=val, rate=lambda k: 1e-3 * (1 - k / 41))
+    assert adamx.health(decayed) == []
+    for end, count in ((0.09, 0), (0.11, 1)):
+        final = history(val_loss=val, rate=lambda k, end=end: end if k > 30 else 1.0)
+        assert len(adamx.health(final)) == count, end
+    ill = {"update_ratio": lambda k: 3e-3 * (1 - k / 41) ** 3}
+    low = history(ill, where=LAYERS, rate=lambda k: 1e-3 * (1 - k / 41) ** 3)
+    assert adamx.health(low) == []
+
+
+def test_ready_for_sgd():
+    ready = {"v_change": 0.01, "m/p50": lambda k: 1e-2 if k < 20 else 1e-3}
+    flat = losses(falling, lambda k: max(2.0 - k / 10, 0.5))
+    found = adamx.health(history(ready, where=LAYERS, **flat))
+    assert ("ready_for_sgd", None) in named(found)
+    assert all(f.severity == "info" for f in found)
+    most, few = LAYERS[:5], LAYERS[:4]  # of 6; 80% it takes
+    for where, changed, expected in (
+        (most, {"v_change": -0.045}, True),
+        (LAYERS, {"v_change": 0.06}, False),
+        (LAYERS, {"m/p50": lambda k: 1e-2 if k < 20 else 2.2e-3}, False),
+        (LAYERS, {"m/p50": lambda k: 1e-2 if k < 20 else 1.8e-3}, True),
+        (few, {}, False),
+    ):
+        found = adamx.health(history(ready | changed, where=where, **flat))
+        assert (("ready_for_sgd", None) in named(found)) == expected, changed
+
+
+# ------------------------------------------------------------------ nothing to be found
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_health_of_the_healthy(seed):
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(0, 0.05, 1000)
+    for every, n in ((1, 300), (10, 40), (100, 60), (1000, 8)):
+        well = history(
+            n=n,
+            every=every,
+            seed=seed,
+            rate=lambda k, n=n: min(k / (0.05 * n), 1 - k / n + 1e-3) * 1e-3,
+            loss=lambda k, n=n: 2.0 * math.exp(-3 * k / n) + 0.3 + noise[k],
+            val_loss=lambda k, n=n: 2.0 * math.exp(-3 * k / n) + 0.4 + noise[-k] / 5,
+            skipped=lambda k: 12,
+        )
+        assert adamx.health(well) == [], (every, n)
+
+
+def test_chance_in_small_layers_is_no_oscillation():
+    rng = np.random.default_rng(0)
+    # A scalar's cosine is +-1; at b1 = 0.9 it is -1 in 36% of the steps.
+    scalar = {
+        "cosine": lambda k: float(rng.choice([-1.0, 1.0], p=[0.36, 0.64])),
+        "grad_norm": 0.01,
+    }
+    for seed in range(10):
+        assert adamx.health(history(scalar, n=60, seed=seed)) == []
+
+
+def test_a_parameter_that_starts_at_zero_may_grow():
+    growing = {
+        "param_norm": lambda k: 0.01 * k,
+        "update_ratio": lambda k: 1.0 / (10 * k),
+    }
+    for n in range(6, 60, 7):
+        assert adamx.health(history(growing, n=n, every=10)) == []
+
+
+def test_frozen_layers_and_those_behind_a_switch_are_not_judged():
+    frozen = dict.fromkeys(WELL, NAN) | {"grad_norm": 0.3, "param_norm": 1.6}
+    frozen |= {"update_norm": 0.0, "update_ratio": 0.0, "nonfinite": 0.0}
+    assert adamx.health(history(frozen)) == []
+    assert adamx.health(history(frozen | {"grad_norm": 0.0})) == []
+    assert adamx.health(history(frozen, where=LAYERS)) == []
+    # Sick in Adam's phase, and then handed over to SGD.
+    numbers = {"r/p50": lambda k: 1e-4 if k < 38 else NAN, "r/p90": 1e-3}
+    assert adamx.health(history(numbers)) == []
+    # An illness of all others is one of all layers that have moments.
+    ill = history({"r/p50": 1e-4, "r/p90": 1e-3}, where=LAYERS)
+    mixed = with_layer(ill, "frozen", frozen)
+    assert named(adamx.health(mixed)) == {("near_zero", None)}
+
+
+def test_elements_without_a_gradient_are_not_judged():
+    unused = {"r/p50": 0.0, "r/p90": 0.5, "sqrt_v/p50": 0.0, "eps_share": 0.7}
+    assert adamx.health(history(unused)) == []
+
+
+PARTIAL = {
+    "nothing": [],
+    "no numbers": [Reading()] * 50,
+    "no layers": [Reading(count=k, learning_rate=0.1) for k in range(1, 50)],
+    "layers without numbers": [
+        Reading(count=100 * k, diagnostics=Diagnostics(100 * k, {"a": {}}))
+        for k in range(1, 20)
+    ],
+    "no layer": [
+        Reading(count=100 * k, diagnostics=Diagnostics(100 * k, {}))
+        for k in range(1, 20)
+    ],
+    "all NaN": [
+        Reading(
+            count=100 * k,
+            learning_rate={"a": NAN, "b": INF},
+            grad_norm=NAN,
+            skipped={"a": 1, "b": NAN},
+            diagnostics=Diagnostics(100 * k, {"a": dict.fromkeys(WELL, NAN)}),
+        )
+        for k in range(1, 20)
+    ],
+    "layers that come and go": [
+        Reading(count=100 * k, diagnostics=Diagnostics(100 * k, {f"l{k}": WELL}))
+        for k in range(1, 20)
+    ],
+    "other percentiles": [
+        Reading(count=100 * k, diagnostics=Diagnostics(100 * k, {"a": {"r/p25": 1e-9}}))
+        for k in range(1, 20)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+@pytest.mark.parametrize("metrics", [{}, {"loss": 1.0}, {"val_loss": -1e300}], ids=str)
+def test_partial_histories_give_no_finding(name, metrics, recwarn):
+    found = adamx.History()
+    for reading in PARTIAL[name]:
+        found.append(reading, **metrics)
+    assert adamx.health(found) == []
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("number", WELL)
+@pytest.mark.parametrize("value", [0.0, NAN, INF, -1e300, 1e300], ids=str)
+def test_no_number_breaks_it(number, value, recwarn):
+    ill = history({number: value}, where=LAYERS, loss=lambda k: value)
+    adamx.health(ill)
+    only = adamx.History()
+    for k in range(1, 30):
+        layers = {"a": {number: value}, "b": {number: 1.0}}
+        only.append(Reading(count=100 * k, diagnostics=Diagnostics(100 * k, layers)))
+    adamx.health(only)
+    assert not recwarn.list
+
+
+def test_short_histories_give_no_finding_but_of_numbers_that_are_not_finite():
+    everything = {"r/p50": 1e-5, "r/p90": 1e-4, "update_ratio": 9.0, "eps_share": 1.0}
+    assert adamx.health(history(everything, n=4, every=1000)) == []
+    # Four, and fewer than five of the last ten.
+    gaps = {
+        name: (lambda k, v=v: v if k > 36 else NAN) for name, v in everything.items()
+    }
+    assert adamx.health(history(gaps)) == []
+    found = adamx.health(history({"nonfinite": 1.0}, n=4, every=1))
+    assert named(found) == {("nonfinite", SICK)}
+
+
+def test_one_reading_is_a_hint():
+    ill = history({"r/p50": 1e-5, "r/p90": 1e-4}, n=1, every=5000)
+    found = adamx.health(ill[0].reading)
+    assert symptoms(found) == [("near_zero", SICK, "info")]
+    assert found[0].evidence["measurements"] == 1
+    assert adamx.health(history(n=1)[0].reading) == []
+    assert adamx.health(Reading()) == []
+    early = history({"r/p50": 1e-5, "r/p90": 1e-4}, n=1, every=5)
+    assert adamx.health(early[0].reading) == []
+
+
+# --------------------------------------------------------------------- how it is told
+
+
+def test_order_evidence_and_words():
+    ill = history({"update_ratio": 0.2}, where=LAYERS[1:3], skipped=lambda k: 3 * k)
+    mixed = with_layer(ill, LAYERS[5], {"r/p50": 1e-5, "r/p90": 1e-4})
+    found = adamx.health(mixed)
+    assert symptoms(found) == [
+        ("near_zero", LAYERS[5], "severe"),
+        ("skipped", None, "warning"),
+        ("ratio_high", LAYERS[1], "warning"),
+        ("ratio_high", LAYERS[2], "warning"),
+    ]
+    evidence = found[0].evidence
+    assert evidence["median r"] == 1e-5
+    assert evidence["threshold"] == _rules.NEAR_ZERO
+    assert (evidence["first step"], evidence["last step"]) == (3100, 4000)
+    assert evidence["measurements"] == 10
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found[0].layer = "x"
+
+
+def test_each_kind_has_words_and_each_rule_its_source():
+    for kind, words in _advice.WORDS.items():
+        assert words.symptom, kind
+        for text in itertools.chain(words.causes, words.remedies):
+            assert text.endswith("."), text
+        assert words.causes, kind
+        assert words.remedies, kind
+    for rule in _health.RULES:
+        assert "Source: " in rule.__doc__, rule
+    kinds = set(_health._IMPLIED).union(*_health._IMPLIED.values())
+    assert kinds <= set(_advice.WORDS)
+    assert Finding is type(adamx.health(history({"r/p50": 0.0, "r/p90": 0.0}))[0])
+
+
+def test_names_in_the_advice_exist():
+    import re
+
+    text = " ".join(t for w in _advice.WORDS.values() for t in (*w.causes, *w.remedies))
+    for name in set(re.findall(r"adamx((?:\.\w+)+)", text)):
+        target = adamx
+        for part in name[1:].split("."):
+            target = getattr(target, part)
+
+
+def test_the_command_reports_findings(tmp_path, capsys):
+    path = tmp_path / "run.jsonl"
+    stored = adamx.History(path)
+    for record in history({"r/p50": 1e-5, "r/p90": 1e-4}):
+        stored.append(record.reading)
+    assert command.main(["report", str(path), "--terminal"]) == 0
+    assert "the median of r is near zero" in capsys.readouterr().out
+    assert command.main(["report", str(path)]) == 0
+    assert "the median of r is near zero" in path.with_suffix(".html").read_text()
+    loaded = adamx.History.load(path)
+    assert adamx.health(loaded) == adamx.health(stored)
