@@ -13,7 +13,8 @@ clip_by_update_rms, scale_by_learning_rate.
 Moments in 8 or 4 bits: codecs, for every mu_dtype and nu_dtype.
 Beside them: schedules, read(state), apply_updates(params, updates), fused(tx),
 schedule_free_eval_params(state, params).
-A run: History, report, print_report, sharpness; its rate: lr_sweep, lr_range_test.
+A run: History, health, report, print_report, sharpness; its rate: lr_sweep,
+lr_range_test.
 Where to start: recipes, one transformation for a whole task.
 
     tx = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(3e-4))
