@@ -254,7 +254,16 @@ FAMILY = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILY)
+QUICK = ("adam_mini", "sparse_adam", "schedule_free", "guard", "stages", "int8")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in FAMILY
+    ],
+)
 def test_every_optimizer_with_moments_is_seen(name):
     tx = adamx.diagnose(FAMILY[name], every=2)
     *_, updates, state = run(tx, 4)

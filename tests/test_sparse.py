@@ -61,7 +61,11 @@ def test_in_double_precision(per_row_count):
 
 
 @pytest.mark.parametrize("per_row_count", [False, True])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_untouched_rows_stay_bit_for_bit(per_row_count, dtype):
     gradients = jnp.asarray(table(), dtype)
     params = jnp.asarray(np.random.default_rng(1).standard_normal(SHAPE), dtype)

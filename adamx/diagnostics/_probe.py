@@ -20,7 +20,7 @@ from adamx.diagnostics._layers import Layer, Part
 from adamx.diagnostics._percentiles import percentiles_of
 from adamx.diagnostics._sampling import sample
 from adamx.diagnostics._sources import sources
-from adamx.diagnostics._sums import row_largest, row_squares
+from adamx.diagnostics._sums import row_is_finite, row_squares
 from adamx.diagnostics._views import View, views
 from adamx.reading import unboxed
 
@@ -214,7 +214,7 @@ class Probe:
         are_finite = [jnp.isfinite(s) for s in squares]
 
         def looked() -> list[jax.Array]:  # a norm overflows for less
-            return [jnp.isfinite(x) for x in row_largest(arrays, self._is_stack)]
+            return row_is_finite(arrays, self._is_stack)
 
         return jax.lax.cond(
             jnp.all(jnp.concatenate(are_finite)), lambda: are_finite, looked

@@ -31,17 +31,19 @@ def row_squares(
     return _by_row(total, arrays, is_stack)
 
 
-def row_largest(
+def row_is_finite(
     arrays: Sequence[jax.Array], is_stack: Sequence[bool]
 ) -> list[jax.Array]:
-    """The largest |x| of each row of each array, NaN where there is one."""
+    """Whether all elements of each row of each array are finite; see `_by_row`."""
 
-    def largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        x = _tree.wide(x)
-        size = jnp.abs(x.real) + jnp.abs(x.imag) if jnp.iscomplexobj(x) else jnp.abs(x)
-        return jnp.max(size, axis=axes, initial=0.0)
+    def total(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        # 0, or NaN where x is not finite. Not a maximum: XLA's leaves NaN out on CPUs.
+        nothing = x - x
+        if jnp.iscomplexobj(x):
+            nothing = nothing.real + nothing.imag
+        return jnp.sum(nothing, axis=axes)
 
-    return _by_row(largest, arrays, is_stack)
+    return [jnp.isfinite(x) for x in _by_row(total, arrays, is_stack)]
 
 
 def _by_row(

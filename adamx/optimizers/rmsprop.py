@@ -38,7 +38,8 @@ class ScaleByRmsState(NamedTuple):
       mu: tree like the parameters, running mean of the gradient; None unless centered.
       nu: tree like the parameters, real, running mean of |g|^2.
       decay: float32 scalar, as used in the last step.
-      eps, eps_root: float32 scalars, outside and inside the root in the last step.
+      eps: float32 scalar, as used in the last step.
+      eps_root: float32 scalar, the part of eps that was inside the root: eps or 0.
       bias_correction_nu: float32 scalar, what nu (and mu) was divided by: 1 unless bias
         correction is on. 0 before its first step.
       correction_rest_nu: float32 scalar, what rounding kept out of it.
@@ -70,7 +71,7 @@ class ScaleByRmsState(NamedTuple):
             for mean in mu:
                 centre = _tree.abs_squared(moments.scale(mean, 1.0 / c))
                 v = jnp.maximum(v - centre, 0)
-            return g, jnp.sqrt(v), jnp.sqrt(v + eps_root) + eps
+            return g, jnp.sqrt(v), jnp.sqrt(v + eps_root) + (eps - eps_root)
 
         held = (self.nu,) if self.mu is None else (self.nu, self.mu)
         return moments.Estimates(held, rule)
@@ -173,10 +174,6 @@ def scale_by_rms(
     betas = {"nu": ("decay", decay)}
     is_counted = bias_correction or callable(decay) or callable(eps)
 
-    def placed(eps: Any) -> dict[str, Any]:
-        inside, outside = (eps, 0.0) if eps_in_sqrt else (0.0, eps)
-        return {"eps": outside, "eps_root": inside}
-
     def init(params: PyTree) -> ScaleByRmsState:
         fill = _scalars.resolve("initial_scale", initial_scale, None)
         return ScaleByRmsState(
@@ -185,7 +182,9 @@ def scale_by_rms(
             nu=moments.zeros_squared(params, nu_dtype, fill),
             **moments.initial_averages(betas)
             | _scalars.initial_records(
-                **placed(eps), bias_correction_nu=0.0 if bias_correction else 1.0
+                eps=eps,
+                eps_root=eps if eps_in_sqrt else 0.0,
+                bias_correction_nu=0.0 if bias_correction else 1.0,
             ),
         )
 
@@ -201,7 +200,8 @@ def scale_by_rms(
         count = _tree.increment(before)
         average, recorded = moments.averages(state, count, betas)
         correction = average["nu"].correction if bias_correction else 1.0
-        used = placed(_scalars.resolve_all(before, eps=eps)["eps"])
+        used = _scalars.resolve_all(before, eps=eps)
+        inside = used["eps"] if eps_in_sqrt else 0.0
         updates, new = moments.apply_rule(
             centered_rms_leaf if centered else rms_leaf,
             updates,
@@ -210,8 +210,10 @@ def scale_by_rms(
             {"nu": state.nu},
             weight=average["nu"].weight,
             correction_scale=1.0 / correction,
-            **used,
+            eps=0.0 if eps_in_sqrt else used["eps"],
+            eps_root=inside,
         )
+        used["eps_root"] = inside
         used["bias_correction_nu"] = correction
         if not bias_correction:
             used["correction_rest_nu"] = 0.0
