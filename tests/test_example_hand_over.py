@@ -15,6 +15,7 @@ from tests.test_examples import EXAMPLES, FAST_COMPILE, ROOT, table_row
 NAMES = ("AdamW", "SGD, momentum", "SGD after 10 %", "SGD after 80 %")
 
 
+@pytest.mark.slow
 def test_quick_run(tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}"
     settings = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "XLA_FLAGS": flags}

@@ -11,6 +11,7 @@ from tests.helpers import enable_x64, load_benchmark
 problems = load_benchmark("_problems")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", problems.PROBLEMS)
 def test_optima(name):
     problem = problems.PROBLEMS[name]

@@ -36,6 +36,7 @@ def _worst(bits, size):
     return where, found[where]
 
 
+@pytest.mark.slow
 def test_the_battery_passes():
     where, z = _worst(random_bits, 1 << 15)
     assert z < battery.LIMIT, where
@@ -263,6 +264,7 @@ def test_what_a_bfloat16_one_ignores():
         assert float(adamx.apply_updates(one, jnp.float32(largest * more))) != 1
 
 
+@pytest.mark.slow
 def test_other_kinds_of_keys_and_vmap_over_them():
     params, u = jnp.ones((2, 64), jnp.bfloat16), jnp.full((2, 64), 1e-3)
     _stochastic(params, u, jax.random.key(0, impl="rbg"))

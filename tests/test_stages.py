@@ -504,6 +504,7 @@ def test_eight_devices_equal_one():
     assert eight[0]["w"].sharding.is_equivalent_to(place["w"], 2)
 
 
+@pytest.mark.slow
 def test_inside_and_around_wrappers():
     params = {"a": jnp.arange(1.0, 5.0), "b": jnp.ones((2, 3))}
 
