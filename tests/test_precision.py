@@ -60,7 +60,7 @@ def _decided(row, gradients, wants):
         yield want, np.where(is_undecided, np.inf, size)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+@pytest.mark.parametrize("row", BY_NAME)
 def test_update_error_against_float64(row):
     gradients = _gradients(max(STEPS))
     params = np.random.default_rng(1).standard_normal(SIZE).astype(np.float32)
