@@ -152,7 +152,7 @@ def read(state: PyTree) -> Reading:
         weight_decay=_by_group(found.get("weight_decay")),
         skipped=_by_group(_outermost(found.get("skipped"))),
         switch_step=_by_group(found.get("switch_step")),
-        diagnostics=_joined(measured),
+        diagnostics=joined(measured),
     )
 
 
@@ -234,7 +234,7 @@ def _on_host(measured: Diagnostics) -> Diagnostics:
     return Diagnostics(to_host(measured.count), layers)
 
 
-def _joined(measured: Sequence[Diagnostics]) -> Diagnostics | None:
+def joined(measured: Sequence[Diagnostics]) -> Diagnostics | None:
     """Diagnostics of several parts of a state as one; of the last step of any."""
     if len(measured) < 2:
         return measured[0] if measured else None

@@ -291,6 +291,19 @@ def test_behind_a_switch_the_ratios_are_nan_and_of_stages_the_active_counts():
     assert numbers["step/p50"] == pytest.approx(1e-2, rel=1e-3)
 
 
+def test_inside_stages_it_is_read_whatever_form_the_stage_has():
+    seen = adamx.diagnose(adamx.adamw(1e-3), every=1)
+    tx = adamx.stages([(seen, 2), (adamx.sgd(1e-3), None)])
+    *_, state = run(tx, 2)
+    want = adamx.read(state).diagnostics
+    assert want.count == 2
+    traced = jax.jit(lambda s: adamx.read(s).diagnostics)(state)
+    chex.assert_trees_all_close(traced, want, rtol=1e-6)  # ratios are formed when read
+    two = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+    batched = adamx.read(two).diagnostics
+    assert batched.layers["a/kernel"]["r/p50"].shape == (2,)
+
+
 def test_int8_moments_are_read_as_decoded():
     codec = adamx.codecs.int8(min_size=0)
     tx = adamx.diagnose(adamx.adamw(RATE, mu_dtype=codec, nu_dtype=codec), every=3)

@@ -50,12 +50,8 @@ def run(tx, steps=4):
 
 
 def estimate(state, gradient):
-    (found,) = moments.estimating_states(state)
-    estimates = found.estimates()
-    held = [moments.moment_paths(m)["a/w"] for m in estimates.moments]
-    wide = [moments.decode(own[0], own[1:], jnp.float32) for own in held]
-    full = [jnp.broadcast_to(x, gradient.shape) for x in wide]
-    return estimates.rule(gradient, *full)
+    like = {"a": {"w": gradient}}
+    return moments.estimates_by_path(state.estimates(), like, like)["a/w"]
 
 
 @pytest.mark.parametrize("name", WHOLE)

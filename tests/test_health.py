@@ -719,7 +719,9 @@ def test_names_in_the_advice_exist():
     import re
 
     text = " ".join(t for w in _advice.WORDS.values() for t in (*w.causes, *w.remedies))
-    for name in set(re.findall(r"adamx((?:\.\w+)+)", text)):
+    names = set(re.findall(r"adamx((?:\.\w+)+)", text))
+    assert len(names) > 5
+    for name in names:
         target = adamx
         for part in name[1:].split("."):
             target = getattr(target, part)

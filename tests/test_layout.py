@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(adamx.__file__).parent
 # (`__init__`) count as their room.
 ROOMS = [
     {"_types"},
-    {"_tree", "_checks"},
+    {"_tree", "_checks", "_printed"},
     {"_scalars"},
     {"reading"},
     {"moments"},

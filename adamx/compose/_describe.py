@@ -1,9 +1,7 @@
 """What an optimizer will do to each parameter, and what it keeps for it: a table."""
 
 import dataclasses
-import io
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adamx import _checks, _tree
+from adamx._printed import Printed
 from adamx._types import GradientTransformation, PyTree, dtype_of
 from adamx.compose._behaviour import Behaviour, observe
 from adamx.compose._belongings import Belongings
@@ -55,7 +54,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Description:
+class Description(Printed):
     """What `describe` returns; `print` shows it as a table, `rich.print` in colour.
 
     Attributes:
@@ -75,19 +74,6 @@ class Description:
     def bytes_per_parameter(self) -> float:
         """Of state; 0 where there are no parameters."""
         return self.state_bytes / self.parameters if self.parameters else 0.0
-
-    def text(self, width: int | None = None) -> str:
-        """The table, `width` columns wide; None: as wide as the terminal, or 100."""
-        width = width or shutil.get_terminal_size((100, 24)).columns
-        console = Console(file=io.StringIO(), width=width, color_system=None)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-    def __str__(self) -> str:
-        return self.text()
-
-    __repr__ = __str__
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions

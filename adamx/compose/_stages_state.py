@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.reading import Reading, read, unboxed
+from adamx.reading import Diagnostics, Reading, joined, read, unboxed
 
 
 class StagesState(NamedTuple):
@@ -56,6 +56,10 @@ def _of_stage(stage: Any, found: list[Reading]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for kind in dict.fromkeys(kind for each in said for kind in each):
         values = [each.get(kind) for each in said]
+        measured = [value for value in values if isinstance(value, Diagnostics)]
+        if measured:  # with the step of the measurement beside it
+            result[kind] = joined(measured)
+            continue
         dicts = [value for value in values if isinstance(value, dict)]
         if not dicts:
             result[kind] = _select(xp, stage, values)

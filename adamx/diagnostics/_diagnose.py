@@ -101,10 +101,11 @@ def diagnose(
     norms by a few percent, more where few elements decide them; `nonfinite` is at least
     1 where there is any.
 
-    Between the measured steps this costs next to nothing, and no memory. Under
-    `jax.vmap` each member has a count of its own, so that all is computed at each step;
-    pass the extra argument `measure`, one bool for all: `update(..., measure=flag)`
-    measures where it is true, whatever the count.
+    Between the measured steps this costs next to nothing, and memory for the samples
+    alone; compiling takes some 0.1 s more for each leaf. Under `jax.vmap` each member
+    has a count of its own, so that all is computed at each step; pass the extra
+    argument `measure`, one bool for all: `update(..., measure=flag)` measures where it
+    is true, whatever the count.
 
     Stands around the whole chain, or around any part that has moments. Around
     `accumulate`, `every` counts micro-steps.

@@ -19,9 +19,7 @@ of atanh, here with one degree less for the partial one).
 """
 
 import dataclasses
-import io
 import math
-import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,6 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adamx import _checks
+from adamx._printed import Printed
 
 if TYPE_CHECKING:
     from adamx.diagnostics._history import History
@@ -62,7 +61,7 @@ class Relation:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Relations:
+class Relations(Printed):
     """What `History.relate` returns: layers and the later change of a metric.
 
     A pair is the change of the metric between two of its records, and the mean of the
@@ -86,19 +85,6 @@ class Relations:
     def moving(self) -> tuple[Relation, ...]:
         """Those that move with the metric."""
         return tuple(row for row in self.rows if row.moves)
-
-    def text(self, width: int | None = None) -> str:
-        """The table, `width` columns wide; None: as wide as the terminal, or 100."""
-        width = width or shutil.get_terminal_size((100, 24)).columns
-        console = Console(file=io.StringIO(), width=width, color_system=None)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-    def __str__(self) -> str:
-        return self.text()
-
-    __repr__ = __str__
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions

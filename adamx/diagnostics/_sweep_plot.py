@@ -1,12 +1,12 @@
 """The searches for a learning rate as pictures and tables."""
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
+
+from adamx._printed import as_text
 
 if TYPE_CHECKING:
     from adamx.diagnostics._range_test import LrRangeTest
@@ -122,10 +122,7 @@ def plot_range(found: "LrRangeTest", ax: Any) -> Any:
 
 
 def _text(table: Table, notes: list[str]) -> str:
-    console = Console(file=io.StringIO(), width=88, color_system=None)
-    with console.capture() as captured:
-        console.print(table)
-    lines = [line.rstrip() for line in captured.get().splitlines()]
+    lines = as_text(table, 88).splitlines()
     return "\n".join([*(line for line in lines if line), *notes])
 
 

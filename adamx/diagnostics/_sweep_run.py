@@ -239,8 +239,8 @@ def programs(
     block = -(-search.steps // _BLOCKS) if is_watched else search.steps
     first = (search.steps - 1) % block + 1
 
-    # The number of turns is a constant: jaxlib 0.6.0 on CPU runs a loop without a known
-    # one not at all when the program comes out of the compilation cache.
+    # The number of turns is a constant: with an argument for it, programs that jaxlib
+    # 0.6.0 took out of its compilation cache (CPU) were seen to run no turn at all.
     def loop(
         count: int, carry: Any, losses: Any, rates: Any, batches: Any, begin: Any
     ) -> Any:

@@ -65,7 +65,7 @@ def views(
         ]
         held.append(own)
         form = [(k, jax.tree.map(_kind, stored)) for k, stored in own]
-        dtypes = [own[i].dtype for own in samples if own]
+        dtypes = [of_part[i].dtype for of_part in samples if of_part]
         key = (part.samples, str(dtypes), str(form))
         groups.setdefault(key, []).append(i)
     return [
@@ -131,9 +131,6 @@ def _estimate(
     """The estimates of parts from the samples of their stored arrays."""
     wide = []
     for arrays in zip(*ways, strict=True):  # of one moment, for each part
-        codes, *scales = [_stacked(x) for x in zip(*arrays, strict=True)]
-        if not jnp.iscomplexobj(codes):
-            dtype = jnp.float64 if codes.dtype == jnp.float64 else jnp.float32
-            codes = moments.decode(codes, tuple(scales), dtype)
-        wide.append(codes)
+        stored = [_stacked(x) for x in zip(*arrays, strict=True)]
+        wide.append(moments.read_stored(stored))
     return source.estimates.rule(g, *wide)

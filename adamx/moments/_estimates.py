@@ -7,7 +7,7 @@ preconditioners, tables) then needs no list of optimizers. Only what the State r
 enters: its own b's, corrections and eps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -27,7 +27,7 @@ class Estimates(NamedTuple):
 
     Attributes:
       moments: stored moments, of one structure: trees of arrays or `Encoded`s, with the
-        parameters' ranks. A dimension is the parameter's own or divides it.
+        parameters' ranks. A dimension is the parameter's own, or of blocks along it.
       rule: `rule(g, *moments) -> (m_hat, root, denominator)` on arrays of one shape, at
         least float32: root is sqrt(v_hat), and the step is about m_hat / denominator.
         g is the last gradient, which is m_hat where none is kept.
@@ -107,12 +107,6 @@ def _blank_where(
     return leaf(m), leaf(root), leaf(denominator)
 
 
-def estimating_states(state: PyTree) -> list[Any]:
-    """All States with moments to read in a state, outer ones first."""
-    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Estimating))
-    return [node for node in nodes if isinstance(node, Estimating)]
-
-
 def moment_paths(moment: PyTree) -> dict[str, Any]:
     """By the parameter's path, the stored arrays of a moment: itself, or codes, scales.
 
@@ -124,6 +118,14 @@ def moment_paths(moment: PyTree) -> dict[str, Any]:
     scales = [jax.tree.leaves(tree) for tree in moment.scales]
     codes = _tree.leaves_by_path(moment.codes)
     return dict(zip(codes, zip(codes.values(), *scales, strict=True), strict=True))
+
+
+def read_stored(stored: Sequence[jax.Array]) -> jax.Array:
+    """A stored moment, an array or codes and scales, as at least float32."""
+    codes, *scales = stored
+    if not is_scaled(codes.dtype):
+        return _tree.wide(codes)
+    return decode(codes, tuple(scales), jnp.float32)
 
 
 def estimates_by_path(
@@ -157,10 +159,7 @@ def estimates_by_path(
 
 def _at_shape(name: str, stored: tuple[Any, ...], shape: tuple[int, ...]) -> jax.Array:
     """A stored moment as an array of the parameter's shape, at least float32."""
-    codes, *scales = map(unboxed, stored)
-    x = _tree.wide(codes)
-    if is_scaled(codes.dtype):
-        x = decode(codes, tuple(scales), jnp.float32)
+    x = read_stored([unboxed(own) for own in stored])
     pairs = zip(x.shape, shape, strict=False)
     if x.ndim != len(shape) or any(d > max(n, 1) for d, n in pairs):
         raise ValueError(

@@ -2,17 +2,11 @@
 
 from typing import Any
 
-import jax
-
 from adamx import _checks
 from adamx._types import Mask
+from adamx.schedules._steps import Num as Num
+from adamx.schedules._steps import Span as Span
 from adamx.transforms import decay_mask
-
-Num = jax.typing.ArrayLike
-"""A rate: a number or a 0-d array, a traced one too."""
-
-Span = int | float
-"""A number of steps as an int, or a share of total_steps as a float in [0, 1)."""
 
 
 def decayed(mask: Mask) -> Mask:

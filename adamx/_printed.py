@@ -1,0 +1,29 @@
+"""Tables of rich as text: what `print` and a notebook show of them."""
+
+import io
+import shutil
+from typing import Any
+
+from rich.console import Console
+
+
+def as_text(renderable: Any, width: int | None = None) -> str:
+    """What rich shows, without colours; `width` None: as wide as the terminal."""
+    width = width or shutil.get_terminal_size((100, 24)).columns
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+class Printed:
+    """Something that rich can show, and that prints itself as text."""
+
+    def text(self, width: int | None = None) -> str:
+        """The table, `width` columns wide; None: as wide as the terminal, or 100."""
+        return as_text(self, width)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    __repr__ = __str__
