@@ -315,6 +315,16 @@ def test_judging_begins_behind_the_start_and_the_warmup():
         assert len(adamx.health(history(ill, since=17, n=n, **warm))) == expected, n
 
 
+def test_records_of_the_loss_alone_between_the_measurements():
+    for rate, expected in ((lambda k: 1e-3, 1), (lambda k: 1e-3 * k, 0)):
+        measured = history({"update_ratio": 0.5}, rate=rate)
+        found = adamx.History()
+        for record in measured:
+            found.append(record.reading)
+            found.append(Reading(count=record.step + 1), loss=1.0)
+        assert len(adamx.health(found)) == expected
+
+
 def test_tiny_r_everywhere_early():
     for value in (0.019, 0.005, 1e-6):
         ill = {"r/p50": value, "r/p90": 4 * value}

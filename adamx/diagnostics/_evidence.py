@@ -147,13 +147,16 @@ def relative_rate(history: "History") -> tuple[np.ndarray, int]:
     found = np.zeros(len(steps))
     for name in names:
         values = history.column(name)
-        known = np.where(np.isfinite(values), values, 0.0)
+        has = np.isfinite(values)
+        known, at = values[has], steps[has]
         top = known.max(initial=0.0)
-        if top > 0:
-            found = np.maximum(found, known / top)
+        if top > 0:  # a record without it has the rate of the one before
+            latest = np.cumsum(has)
+            relative = np.where(latest > 0, known[np.maximum(latest, 1) - 1] / top, 0.0)
+            found = np.maximum(found, relative)
             is_rising = len(known) > 1 and known[-1] == top > known[-2]
-            at = steps[-1] + 1 if is_rising else steps[np.argmax(known >= WARM * top)]
-            warm = max(warm, int(at))
+            when = steps[-1] + 1 if is_rising else at[np.argmax(known >= WARM * top)]
+            warm = max(warm, int(when))
     return (found if found.any() else np.ones(len(steps))), warm
 
 
