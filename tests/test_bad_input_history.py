@@ -272,3 +272,19 @@ def test_the_command_names_broken_lines(saved, capsys):
     assert "warning:" in err
     assert "line 2" in err
     assert "run.html" in out
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, "3", jnp.ones(2)])
+def test_steps(step, tmp_path):
+    history = adamx.History(tmp_path / "run.jsonl")
+    kinds = (ValueError, TypeError)
+    with pytest.raises(kinds, match="`step` must be"):
+        history.append(READING, step=step)
+    assert not len(history)
+
+
+def test_a_step_in_a_file_that_is_no_number(tmp_path):
+    path = tmp_path / "run.jsonl"
+    path.write_text('{"count": 1}\n{"count": 2, "step": "x"}\n')
+    with pytest.warns(UserWarning, match="line 2: 'step' must be a whole number"):
+        assert adamx.History(path).steps.tolist() == [1]

@@ -309,3 +309,18 @@ def test_ahead_and_ties():
 def test_equal_values_share_their_rank():
     values = np.random.default_rng(0).integers(0, 5, 50).astype(float)
     np.testing.assert_array_equal(ranks(values), scipy.stats.rankdata(values))
+
+
+def test_steps_go_on_where_steps_are_skipped(tmp_path):
+    tx = adamx.guard(adamx.adamw(0.1))
+    state, history = tx.init(PARAMS), adamx.History(tmp_path / "run.jsonl")
+    update = jax.jit(tx.update)
+    for g in (1.0, NAN, NAN, 1.0):
+        _, state = update({"w": jnp.full(3, g)}, state, PARAMS)
+        history.append(adamx.read(state))
+    history.append(Reading(count=2, skipped={"a": 1, "b": 3, "c": None}))
+    history.append(Reading(count=1), step=7)
+    assert history.steps.tolist() == [1, 2, 3, 4, 5, 7]
+    assert adamx.History(tmp_path / "run.jsonl").steps.tolist() == [1, 2, 3, 4, 5, 7]
+    with pytest.warns(UserWarning, match="went back from step 7 to 6"):
+        history.append(Reading(count=8), step=np.int32(6))

@@ -47,10 +47,12 @@ def run(layers=12, measurements=30, seed=0, names=None):
         values = 10 ** rng.normal(-2, 1, (len(names), len(NUMBERS)))
         values[:, :3] = np.sort(values[:, :3])
         values[rng.random(len(names)) < 0.02] = NAN
-        fields = {"count": 100 * k, "learning_rate": 1e-3 / k, "grad_norm": 2.0}
+        skipped = k // 9
+        fields = {"count": 100 * k - skipped, "learning_rate": 1e-3 / k}
         metrics = {"loss": 3.0 / k, **({"val_loss": 4.0 / k} if k % 3 == 0 else {})}
+        more = {"skipped": skipped, "grad_norm": 2.0}
         row = _record.Measurement(100 * k, names, NUMBERS, values)
-        history._add(_record.Row(fields | {"skipped": k // 9}, metrics, row))
+        history._add(_record.Row(fields | more, metrics, row))
     return history
 
 

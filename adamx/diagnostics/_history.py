@@ -1,5 +1,6 @@
 """READINGS -> HISTORY: a run on the host, kept in a file as it goes."""
 
+import dataclasses
 import os
 import pathlib
 import warnings
@@ -113,7 +114,13 @@ class History(Sequence[Record]):
         return history
 
     def append(
-        self, reading: Any, *, loss: Any = None, val_loss: Any = None, **metrics: Any
+        self,
+        reading: Any,
+        *,
+        loss: Any = None,
+        val_loss: Any = None,
+        step: Any = None,
+        **metrics: Any,
     ) -> None:
         """Adds a record, and writes its line where the history has a file.
 
@@ -124,6 +131,7 @@ class History(Sequence[Record]):
           reading: of one run, `adamx.read(state)`. A batched one (vmap) is refused.
           loss: of training, a scalar; None: not known at this step.
           val_loss: of validation, likewise.
+          step: the training step; None: the optimizer's count and what it skipped.
           **metrics: more scalars by name; one named as a number of the reading
             (`grad_norm`) is what `column` gives by that name.
 
@@ -132,7 +140,7 @@ class History(Sequence[Record]):
             nothing is added.
         """
         passed = {"loss": loss, "val_loss": val_loss, **metrics}
-        row = _record.row(reading, passed, self._last_count)
+        row = _record.row(reading, passed, step, self._last_count)
         if self.path is not None:
             _lines.append(self.path, _lines.to_line(row))
         self._add(row)
@@ -302,9 +310,9 @@ class History(Sequence[Record]):
         return tuple(dict.fromkeys(name for names in kinds.values() for name in names))
 
     def _add(self, row: Row) -> None:
-        self._is_counted = self._is_counted or "count" in row.fields
+        self._is_counted = self._is_counted or row.step is not None
         uncounted = self._steps[-1] if self._is_counted and self._steps else len(self)
-        step = row.fields.get("count", uncounted)
+        step = uncounted if row.step is None else row.step
         if self._steps and step < self._steps[-1]:
             last, before = self._steps[-1], len(self._rows)
             keep = next(i for i, s in enumerate(self._steps) if s >= step)
@@ -312,7 +320,7 @@ class History(Sequence[Record]):
             counts = [one.count for one in self._measured()]
             self._last_count = counts[-1] if counts else None
             if row.measured is not None and row.measured.count == self._last_count:
-                row = Row(row.fields, row.metrics)  # measured before, and still there
+                row = dataclasses.replace(row, measured=None)  # before, and still there
             warnings.warn(
                 f"the run went back from step {last} to {step}: {before - keep} "
                 "records were replaced. Two optimizers want a History each.",
@@ -330,7 +338,7 @@ class History(Sequence[Record]):
                 shared["numbers"],
                 row.measured.values,
             )
-            row = Row(row.fields, row.metrics, measured)
+            row = dataclasses.replace(row, measured=measured)
             self._last_count = measured.count
         self._rows.append(row)
         self._steps.append(step)

@@ -28,6 +28,8 @@ _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 def to_line(row: Row) -> bytes:
     """One line, its end included."""
     out: dict[str, Any] = _encoded(row.fields)
+    if row.passed_step is not None:
+        out["step"] = row.passed_step
     if row.metrics:
         out["metrics"] = _encoded(row.metrics)
     if row.measured is not None:
@@ -56,7 +58,10 @@ def from_line(line: bytes) -> Row:
         raise ValueError(f"'metrics' must be an object, got {metrics!r}")
     if not isinstance(fields.get("more", {}), dict):
         raise ValueError(f"'more' must be an object, got {fields['more']!r}")
-    return Row(fields, metrics, _measurement(found.get("diagnostics")))
+    step = found.get("step")
+    if not (step is None or isinstance(step, int)):
+        raise ValueError(f"'step' must be a whole number, got {step!r}")
+    return Row(fields, metrics, _measurement(found.get("diagnostics")), step)
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes, Row | str]]:

@@ -23,8 +23,9 @@ class Record:
     """One entry of a `History`.
 
     Attributes:
-      step: `reading.count`; without it, that of the record before; where
-        nothing counts, the record's place, from 0.
+      step: what was passed; else `reading.count`, and the skipped steps where some
+        are counted; without a count, that of the record before; where nothing counts,
+        the record's place, from 0.
       reading: Python numbers only. Its diagnostics are None unless they were measured
         since the record before; a number that a layer lacks reads NaN.
       metrics: what was passed beside the reading, by name: `loss`, `val_loss`, ...
@@ -64,6 +65,18 @@ class Row:
     fields: Mapping[str, Any]
     metrics: Mapping[str, float]
     measured: Measurement | None = None
+    passed_step: int | None = None
+
+    @property
+    def step(self) -> int | None:
+        """See `Record`; None: neither passed nor counted."""
+        if self.passed_step is not None or "count" not in self.fields:
+            return self.passed_step
+        # A guard's own count stands still where a step is skipped: training goes on.
+        skipped = self.fields.get("skipped", 0)
+        among = skipped.values() if isinstance(skipped, Mapping) else [skipped]
+        whole = [k for k in among if isinstance(k, int)]
+        return self.fields["count"] + max(whole, default=0)
 
     def record(self, step: int) -> Record:
         """As a user sees it."""
@@ -72,7 +85,9 @@ class Row:
         return Record(step, reading, dict(self.metrics))
 
 
-def row(reading: Any, metrics: Mapping[str, Any], last_count: int | None) -> Row:
+def row(
+    reading: Any, metrics: Mapping[str, Any], step: Any, last_count: int | None
+) -> Row:
     """The checked row of a reading; `last_count`: of the diagnostics stored last."""
     if not isinstance(reading, Reading):
         raise TypeError(
@@ -92,7 +107,18 @@ def row(reading: Any, metrics: Mapping[str, Any], last_count: int | None) -> Row
             fields[name] = value
     checked = {name: _metric(name, value) for name, value in metrics.items()}
     present = {name: value for name, value in checked.items() if value is not None}
-    return Row(fields, present, _measurement(reading.diagnostics, last_count))
+    measured = _measurement(reading.diagnostics, last_count)
+    return Row(fields, present, measured, _step(step))
+
+
+def _step(given: Any) -> int | None:
+    value = _metric("step", given)
+    if value is not None and (not isinstance(value, int) or value < 0):
+        raise ValueError(
+            f"`step` must be a whole number >= 0, got {given!r}; pass the number of "
+            "the training step, or leave it out for the optimizer's own count."
+        )
+    return value
 
 
 def _by_group(name: str, value: Any) -> Any:
