@@ -485,3 +485,13 @@ def test_bad_input_at_init_and_update():
     short = params | {"b": jnp.ones(2)}
     with pytest.raises(ValueError, match="shape"):
         make().update(short, make().init(params), params)
+
+
+def test_all_numbers_are_fetched_at_once():
+    *_, state = run(adamx.diagnose(adamx.adamw(RATE), every=1), 1)
+    layers = state.readings()["diagnostics"].layers
+    assert all(
+        isinstance(number, np.floating)
+        for numbers in layers.values()
+        for number in numbers.values()
+    )

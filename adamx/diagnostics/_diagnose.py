@@ -26,7 +26,7 @@ from adamx.diagnostics._layers import (
 )
 from adamx.diagnostics._probe import Before, Probe
 from adamx.diagnostics._sources import sources
-from adamx.reading import Diagnostics, unboxed
+from adamx.reading import Diagnostics, to_host, unboxed
 
 
 class DiagnoseState(NamedTuple):
@@ -48,7 +48,7 @@ class DiagnoseState(NamedTuple):
 
     def readings(self) -> dict[str, Any]:
         """The numbers by layer."""
-        values = unboxed(self.values)
+        values = to_host(self.values)  # at once: a slice on the device takes 0.1 ms
         shown = list(enumerate(self.names.numbers))[:-1]
         layers = {
             layer: {name: values[..., i, k] for k, name in shown}
