@@ -63,7 +63,7 @@ def history(
             named[layer] = numbers
         found.append(
             Reading(
-                count=k * every,
+                count=k * every - (skipped(k) if skipped else 0),
                 learning_rate=None if rate is None else rate(k),
                 skipped=None if skipped is None else skipped(k),
                 diagnostics=Diagnostics(k * every, named),
@@ -120,7 +120,7 @@ ILLNESSES = {
     "ratio high": (
         "ratio_high",
         [{"update_ratio": x} for x in (0.101, 0.5, 20.0)],
-        {"update_ratio": 0.099},
+        {"update_ratio": 0.05},  # close to it: `test_ratios_of_all_layers`
     ),
     "ratio low": (
         "ratio_low",
@@ -321,7 +321,7 @@ def test_records_of_the_loss_alone_between_the_measurements():
         found = adamx.History()
         for record in measured:
             found.append(record.reading)
-            found.append(Reading(count=record.step + 1), loss=1.0)
+            found.append(Reading(count=record.step + 1), loss=1 / record.step)
         assert len(adamx.health(found)) == expected
 
 
@@ -344,7 +344,7 @@ def test_tiny_r_everywhere_early():
 
 
 def test_imbalance_above():
-    for value, expected in ((0.02, True), (0.05, True), (0.09, True), (0.008, False)):
+    for value, expected in ((0.0024, True), (0.05, True), (0.09, True), (1e-3, False)):
         ill = history({"update_ratio": 1e-4}, where=LAYERS)
         mixed = with_layer(ill, SICK, {"update_ratio": value})
         assert named(adamx.health(mixed)) == (
@@ -354,6 +354,42 @@ def test_imbalance_above():
         few = history({"update_ratio": 1e-4}, layers=names, where=names)
         found = adamx.health(with_layer(few, SICK, WELL | {"update_ratio": 0.05}))
         assert len(found) == count, "three layers have no usual one"
+
+
+def test_a_rate_apart_is_an_imbalance():
+    for rate, ratio, expected in (
+        (110.0, 0.011, True),
+        (1e5, 0.011, True),
+        (90.0, 0.011, False),
+        (110.0, 0.007, False),
+    ):
+        apart = {"step/p90": 4e-4 * rate, "update_ratio": ratio}
+        found = adamx.health(history(apart))
+        assert named(found) == ({("imbalance", SICK)} if expected else set()), rate
+    evidence = adamx.health(history({"step/p90": 0.4, "update_ratio": 0.02}))[
+        0
+    ].evidence
+    assert evidence["rate"] == pytest.approx(0.4 / 0.37, rel=0.11)
+    assert evidence["median rate of the layers"] == pytest.approx(1e-3, rel=0.2)
+
+
+def test_ratios_of_all_layers():
+    for value, expected in (
+        (0.099 / 1.1, set()),
+        (0.101 / 0.9, {("ratio_high", None)}),
+    ):
+        ill = history({"update_ratio": value}, where=LAYERS)
+        assert named(adamx.health(ill)) == expected
+
+
+def test_a_solved_problem_has_small_r():
+    ill = {"r/p50": 0.001, "r/p90": 0.004}
+    for end, count in ((0.011, 1), (0.009, 0)):
+        loss = {"loss": lambda k, end=end: 1.0 if k < 10 else end}
+        assert len(adamx.health(history(ill, **loss))) == count
+        early = history(ill, where=LAYERS, every=40, **loss)
+        assert len(adamx.health(early)) == count
+    assert len(adamx.health(history(ill, loss=lambda k: -float(k)))) == 1
 
 
 def test_what_explodes_is_known_from_before():
@@ -387,8 +423,11 @@ RUNS = {
     ),
     "alternating": (
         "oscillation",
-        [losses(lambda k, x=x: 1.0 + x * (-1) ** k, n=60) for x in (1e-4, 0.1, 0.9)],
-        losses(lambda k: 1.0 + (k % 3 == 0), n=60),
+        [
+            losses(lambda k, x=x: 1 + 9 * (k < 9) + x * (-1) ** k, n=60)
+            for x in (1e-4, 0.1, 0.9)
+        ],
+        losses(lambda k: 1.0 + 9 * (k < 9) + (k % 3 == 0), n=60),
     ),
     "gap": (
         "gap",
@@ -439,13 +478,19 @@ def one_run(n, every=10, **metrics):
         values = {name: function(k) for name, function in metrics.items()}
         skipped = values.pop("skipped", None)
         norm = values.pop("grad_norm", None)
-        reading = Reading(count=every * k, grad_norm=norm, skipped=skipped)
+        count = every * k - (skipped or 0)
+        reading = Reading(count=count, grad_norm=norm, skipped=skipped)
         found.append(reading, **values)
     return found
 
 
 def last(n, records, ill, well):
     return lambda k: ill if k > n - records else well
+
+
+def first(function):
+    """Behind 6 records of 9."""
+    return lambda k: 9.0 if k < 7 else function(k)
 
 
 # (records, whether they are ill)
@@ -464,8 +509,14 @@ CLOSE_RUNS = {
     "9 records": (one_run(9, loss=last(9, 4, 3.1, 2)), False),
     "negative, above": (one_run(10, loss=last(10, 5, -0.9, -2)), True),
     "negative, below": (one_run(10, loss=last(10, 5, -1.1, -2)), False),
-    "turns in 39 records": (one_run(39, 100, loss=by_turns(1.0, 1.1)), False),
-    "turns in 40 records": (one_run(40, 100, loss=by_turns(1.0, 1.1)), True),
+    "turns in 39 records": (one_run(39, 40, loss=first(by_turns(1, 1.1))), False),
+    "turns in 46 records": (one_run(46, 40, loss=first(by_turns(1, 1.1))), True),
+    "stuck, 1.9% better": (one_run(20, loss=last(20, 15, 0.981, 1.0)), True),
+    "stuck, 2.1% better": (one_run(20, loss=last(20, 15, 0.979, 1.0)), False),
+    "stuck, negative": (one_run(20, loss=last(20, 15, -1.019, -1.0)), True),
+    "not stuck, negative": (one_run(20, loss=last(20, 15, -1.021, -1.0)), False),
+    "stuck, 190 steps": (one_run(19, loss=lambda k: 1.0), False),
+    "stuck, 200 steps": (one_run(20, loss=lambda k: 1.0), True),
     "turns, at first": (one_run(45, 1, loss=by_turns(1.0, 1.1)), False),
     "gap, 5 records": (one_run(20, loss=falling, val_loss=last(20, 5, 1.12, 1)), True),
     "gap, 4 records": (one_run(20, loss=falling, val_loss=last(20, 4, 1.12, 1)), False),
@@ -644,7 +695,7 @@ PARTIAL = {
 
 
 @pytest.mark.parametrize("name", PARTIAL)
-@pytest.mark.parametrize("metrics", [{}, {"loss": 1.0}, {"val_loss": -1e300}], ids=str)
+@pytest.mark.parametrize("metrics", [{}, {"loss": 0.0}, {"val_loss": -1e300}], ids=str)
 def test_partial_histories_give_no_finding(name, metrics, recwarn):
     found = adamx.History()
     for reading in PARTIAL[name]:

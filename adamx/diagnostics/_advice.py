@@ -53,6 +53,18 @@ WORDS = {
             "adamx.clip_by_global_norm(1.0) before the optimizer.",
         ),
     ),
+    "stuck": Words(
+        "the training loss does not fall",
+        (
+            "The rate is far too large: the first steps destroyed the parameters.",
+            "The rate is far too small, or nothing that matters is trained.",
+            "No gradient reaches the layers, or the loss does not depend on them.",
+        ),
+        (
+            "adamx.lr_sweep(...) or adamx.lr_range_test(...) find a rate that works.",
+            "See what the layers' findings say; train on one batch until it is learnt.",
+        ),
+    ),
     "exploding": Words(
         "the gradient explodes",
         (
@@ -79,7 +91,8 @@ WORDS = {
     "dead": Words(
         "no gradient reaches the layer",
         (
-            "Its units are dead: a ReLU whose inputs are all negative.",
+            "Its units are dead: a ReLU whose inputs are all negative, for instance "
+            "behind steps at too large a rate.",
             "The layer is not used in the loss, or stands behind stop_gradient.",
             "Its gradients are below the range of float16, and read as 0.",
         ),
@@ -198,6 +211,7 @@ WORDS = {
         "the layer learns at another pace than the rest",
         (
             "One rate for layers of different scales of parameters.",
+            "Its own rate is far from that of the others, see the evidence.",
             "Its initialisation is far from that of the others.",
         ),
         (

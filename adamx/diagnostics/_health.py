@@ -33,6 +33,7 @@ RULES: tuple[Rule, ...] = (
     _rules.imbalance,
     _rules_run.lost_loss,
     _rules_run.diverging,
+    _rules_run.stuck,
     _rules_run.exploding_norm,
     _rules_run.skipped,
     _rules_run.alternating,
@@ -45,14 +46,16 @@ _IMPLIED = {
     "near_zero": {"dead", "eps_dominates", "tiny_early", "nonfinite"},
     "outliers": {"dead", "eps_dominates", "nonfinite"},
     "tiny_early": {"eps_dominates"},
-    "ratio_low": {"near_zero", "eps_dominates", "tiny_early"},
+    "ratio_low": {"near_zero", "eps_dominates", "tiny_early", "skipped"},
+    "oscillation": {"skipped"},
     "imbalance": {
         *("near_zero", "eps_dominates", "tiny_early", "ratio_low", "ratio_high"),
         *("outliers", "exploding", "growing", "nonfinite"),
     },
-    "plateau": {"gap", "diverging", "lost_loss", "near_zero", "eps_dominates"},
-    "ready_for_sgd": {"gap", "diverging", "lost_loss"},
+    "plateau": {"gap", "diverging", "lost_loss", "stuck", "near_zero", "eps_dominates"},
+    "ready_for_sgd": {"gap", "diverging", "lost_loss", "stuck"},
     "diverging": {"lost_loss"},
+    "stuck": {"diverging", "lost_loss"},
 }
 
 
@@ -84,9 +87,9 @@ def health(history: History | Reading) -> list[Finding]:
     growing parameters; layers without a gradient; eps as the larger part of the
     denominator; medians of r near zero, everywhere early or in a layer; few elements
     with all of the steps; update/parameter ratios far from 1e-3, and layers far from
-    the others; oscillation; a loss above where it began; validation that gets worse or
-    stands still; Adam ready for the hand-over to SGD. Thresholds and their sources are
-    in `adamx/diagnostics/_rules.py` and `_rules_run.py`.
+    the others; oscillation; a loss above where it began, or that does not fall;
+    validation that gets worse or stands still; Adam ready for the hand-over to SGD.
+    Thresholds and their sources: `adamx/diagnostics/_rules.py` and `_rules_run.py`.
 
     Numbers of layers are judged behind step 50 and behind the warmup of the rate, by
     their last 10 measurements: at least 5 must be known, and 8 of 10 must show the

@@ -17,7 +17,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adamx.diagnostics._evidence import START, Run, Sign, median, medians, span
+from adamx.diagnostics._evidence import (
+    START,
+    Run,
+    Sign,
+    median,
+    medians,
+    metric,
+    span,
+)
 
 NEAR_ZERO = 0.01
 NEAR_ZERO_SEVERE = 0.001
@@ -46,19 +54,26 @@ EXPLODED_BEFORE = 5
 GROWN = 4.0
 GROWN_WITHIN = 10
 NONFINITE_MEASUREMENTS = 3
-IMBALANCE = 100.0
+IMBALANCE_HIGH = 20.0
+IMBALANCE_LOW = 100.0
+RATE_APART = 100.0
+RATE_APART_RATIO = 3.0
+SOLVED = 0.01
+SOLVED_RECORDS = 5
 IMBALANCE_LAYERS = 4
 
 
 def near_zero(run: Run) -> Sequence[Sign]:
     """The median of r lasts below 0.01: 15 times less than noise gives.
 
+    Not where the problem is solved, see `is_solved`.
+
     Source: r is the signal-to-noise ratio of Kingma & Ba, "Adam" (2015), section 2.1;
     the thresholds are ours. Severe below 0.001.
     """
     name = run.percentile("r", 50)
     r, high = run.recent(name), run.recent(run.percentile("r", 90))
-    known = np.isfinite(r) & has_gradient(run)
+    known = np.isfinite(r) & has_gradient(run) & (not is_solved(run))
     ill = (r < NEAR_ZERO) & ~(high >= OUTLIER_HIGH)  # those: see `outliers`
     found = []
     for i in run.lasting(ill, known):
@@ -92,12 +107,13 @@ def tiny_early(run: Run) -> Sequence[Sign]:
     """In the first 2,000 steps the median of r is below 0.02 in 80% of the layers.
 
     A few steps with gradients much larger than those to come fill v, which forgets them
-    in 1/(1 - b2) steps. Warmup is not left out here: r does not depend on the rate.
+    in 1/(1 - b2) steps. Warmup is not left out here: r does not depend on the rate. Not
+    where the problem is solved, see `is_solved`.
 
     Source: Ma & Yarats, "On the adequacy of untuned warmup for adaptive optimization"
     (2021): warmup over 2/(1 - b2) steps, 2,000 at b2 = 0.999; thresholds ours.
     """
-    if not len(run.steps) or run.steps[-1] > EARLY:
+    if not len(run.steps) or run.steps[-1] > EARLY or is_solved(run):
         return []
     places = run.places(run.steps >= START)
     r = run.number(run.percentile("r", 50))[:, places]
@@ -295,27 +311,39 @@ def dead(run: Run) -> Sequence[Sign]:
 
 
 def imbalance(run: Run) -> Sequence[Sign]:
-    """A layer's update ratio is 100 times above or below the median of the layers.
+    """A layer's update ratio is 20 times the median of the layers, or a hundredth.
 
-    Of 4 layers and more; those without moments, or that do not move, are left out.
+    Or 3 times, with a rate of its own that is 100 times the median: a layer soon grows
+    with its rate, so that the ratio alone hardly shows it. The rate: step over r.
+
+    Of 4 layers and more; those without moments, without a gradient, or that do not
+    move, are left out. Biases that begin at 0 have some 5 times the median.
 
     Source: layers differ in what rate they bear: You, Gitman & Ginsburg, "Large Batch
     Training of Convolutional Networks" (LARS, 2017), section 4; the factor is ours.
     """
     ratio = run.recent("update_ratio")
     known = np.isfinite(ratio) & np.isfinite(run.recent(run.percentile("r", 50)))
-    known &= ratio > 0
+    known &= (ratio > 0) & (run.recent("grad_norm") != 0)
     judged = run.lasting(known, known)
     if len(judged) < IMBALANCE_LAYERS:
         return []
     rows = np.where(known, ratio, np.nan)
     usual = np.array([median(column) for column in rows[judged].T])
-    ill = (rows > IMBALANCE * usual) | (rows * IMBALANCE < usual)
+    high, low = rows > IMBALANCE_HIGH * usual, rows * IMBALANCE_LOW < usual
     found = []
-    for i in run.lasting(ill, known):
-        values = {"update ratio": rows}
-        evidence = run.evidence(i, values, run.places(), threshold=IMBALANCE)
-        evidence = {"median of the layers": median(usual), **evidence}
+    rate = layer_rates(run)
+    fast = rate > RATE_APART * np.array([median(column) for column in rate[judged].T])
+    fast &= rows > RATE_APART_RATIO * usual
+    ill = {i for signs in (high, low, fast) for i in run.lasting(signs, known)}
+    for i in sorted(ill):
+        values = {"update ratio": rows, "rate": rate}
+        evidence = run.evidence(i, values, run.places())
+        others = {
+            "median ratio of the layers": median(usual),
+            "median rate of the layers": median(rate[judged]),
+        }
+        evidence = {**evidence, **others}
         found.append(Sign("imbalance", run.layers[i], "warning", evidence))
     return found
 
@@ -326,7 +354,22 @@ def has_gradient(run: Run) -> np.ndarray:
 
 
 def elements(run: Run) -> np.ndarray:
-    """About how many a layer has: the largest (|g| / median of sqrt(v_hat))^2."""
+    """About how many a layer has: (|g| / median of sqrt(v_hat))^2, its median."""
     size = run.number("grad_norm") / run.number(run.percentile("sqrt_v", 50))
-    size = np.where(np.isfinite(size), size, 0.0)
-    return size.max(axis=1, initial=0.0) ** 2
+    return np.nan_to_num(medians(size)) ** 2
+
+
+def layer_rates(run: Run) -> np.ndarray:
+    """The rate of each layer: the largest percentile of its step over that of r."""
+    named = [
+        run.percentile(kind, 90) or run.percentile(kind, 50) for kind in ("step", "r")
+    ]
+    step, r = (run.recent(name) for name in named)
+    return np.where(r > 0, step / np.where(r > 0, r, 1.0), np.nan)
+
+
+def is_solved(run: Run) -> bool:
+    """Whether the loss fell to 1% of its first: gradients go to 0 before v does."""
+    _, values = metric(run.history, "loss")
+    first, last = median(values[:SOLVED_RECORDS]), median(values[-SOLVED_RECORDS:])
+    return bool(len(values) > SOLVED_RECORDS and 0 <= last < SOLVED * first)

@@ -35,7 +35,11 @@ GAP = 0.1
 GAP_LAST = 5
 GAP_RECORDS = 10
 PLATEAU_RECORDS = 10
+PLATEAU_SHARE = 0.25
 PLATEAU_FALL = 0.01
+STUCK = 0.02
+STUCK_STEPS = 200
+STUCK_RECORDS = 5
 DECAYED = 0.1
 V_STABLE = 0.05
 M_DECAYED = 0.2
@@ -107,6 +111,24 @@ def diverging(run: Run) -> Sequence[Sign]:
     evidence = {"loss": median(last), "at first": first}
     evidence |= span(steps[-ABOVE_START_RECORDS:], "records")
     return [Sign("diverging", None, "severe", evidence)]
+
+
+def stuck(run: Run) -> Sequence[Sign]:
+    """Behind 200 steps the training loss is less than 2% below where it began.
+
+    Medians of 5 records, of 10 and more; nor was it ever lower by more than that.
+
+    Source: ours.
+    """
+    steps, values = metric(run.history, "loss")
+    if len(values) < 2 * STUCK_RECORDS or steps[-1] < STUCK_STEPS:
+        return []
+    smooth = _running_median(values, STUCK_RECORDS)
+    first, best = float(smooth[0]), float(np.min(smooth))
+    if not (np.isfinite(smooth).all() and best >= first - STUCK * abs(first)):
+        return []
+    evidence = {"loss": float(smooth[-1]), "at first": first, "threshold": STUCK}
+    return [Sign("stuck", None, "warning", evidence | span(steps, "records"))]
 
 
 def alternating(run: Run) -> Sequence[Sign]:
@@ -183,10 +205,11 @@ def gap(run: Run) -> Sequence[Sign]:
 
 
 def plateau(run: Run) -> Sequence[Sign]:
-    """The last 10 validation losses won less than 1% of all that was won before.
+    """In the last quarter of the run the validation loss fell by less than 1%.
 
-    Medians of 5 of them. Not where the rate is below a tenth of its highest: there is
-    nothing left to decay.
+    By less than 1% of itself, and of all that was won before; a quarter of the records,
+    10 and more; medians of 5 of them. Not where the rate is below a tenth of its
+    highest: there is nothing left to decay.
 
     Source: ours; that a decay then helps: Goyal et al., "Accurate, Large Minibatch
     SGD" (2017), figures of the training curves.
@@ -239,18 +262,19 @@ def _flat(run: Run, name: str) -> dict[str, float] | None:
     """The evidence that a loss falls no more; None: it does, or nobody knows."""
     steps, values = metric(run.history, name)
     half = PLATEAU_RECORDS // 2
-    if len(values) < 2 * PLATEAU_RECORDS or steps[-PLATEAU_RECORDS] < START:
+    last = max(PLATEAU_RECORDS, round(PLATEAU_SHARE * len(values)))
+    if len(values) < 2 * PLATEAU_RECORDS or steps[-last] < START:
         return None
     smooth = _running_median(values, half)
     if not np.isfinite(smooth).all():
         return None
-    before = float(smooth[: len(values) - PLATEAU_RECORDS - half + 1].min())
+    before = float(smooth[: len(values) - last - half + 1].min())
     now = float(smooth[-half - 1 :].min())
     won = float(smooth[0]) - before
-    if won <= 0 or before - now >= PLATEAU_FALL * won:
+    if won <= 0 or before - now >= PLATEAU_FALL * min(won, abs(before)):
         return None
     numbers = {f"best {name}": now, "best before": before, "won in all": won}
-    return {**numbers, **span(steps[-PLATEAU_RECORDS:], "records")}
+    return {**numbers, **span(steps[-last:], "records")}
 
 
 def _running_median(values: np.ndarray, width: int) -> np.ndarray:

@@ -1,0 +1,181 @@
+"""Small models to fall ill: pictures of digits, characters of Python's help.
+
+`hidden` serves to set the illnesses up; the others are looked at for the result alone.
+"""
+
+from collections.abc import Callable
+from pydoc_data import topics
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+WIDTH = 32
+LENGTH = 32
+
+
+class Patient(NamedTuple):
+    """A model with its data.
+
+    Attributes:
+      init: key -> parameters.
+      losses: (params, batch) -> the loss of each example.
+      train, held_out: arrays with a leading axis of examples.
+      sick: path of the matrix that falls ill.
+      relu: path of the layer before a ReLU, whose bias can kill it.
+      augment: (key, batch) -> batch.
+      batch: examples in a step.
+      rate: a sound learning rate.
+    """
+
+    init: Callable[..., Any]
+    losses: Callable[..., Any]
+    train: Any
+    held_out: Any
+    sick: str
+    relu: str
+    augment: Callable[..., Any]
+    batch: int = 64
+    rate: float = 2e-3
+
+
+def _dense(key: jax.Array, fan_in: int, fan_out: int) -> dict[str, jax.Array]:
+    kernel = np.sqrt(2.0 / fan_in) * jax.random.normal(key, (fan_in, fan_out))
+    return {"kernel": kernel, "bias": jnp.zeros(fan_out)}
+
+
+def _apply(layer: Any, x: jax.Array) -> jax.Array:
+    return x @ layer["kernel"] + layer["bias"]
+
+
+def _digits() -> tuple[Any, Any]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    x, x_test, y, y_test = train_test_split(
+        images.astype(np.float32) / 16, labels, test_size=450, random_state=0
+    )
+    return (x, y.astype(np.int32)), (x_test, y_test.astype(np.int32))
+
+
+def _moved(key: jax.Array, batch: Any) -> Any:
+    """Pictures moved by up to a pixel, with noise: 1,347 alone are soon learnt."""
+    x, labels = batch
+    where, noise = jax.random.split(key)
+    by = jax.random.randint(where, (len(x), 2), -1, 2)
+    pictures = jax.vmap(lambda p, s: jnp.roll(p, s, (0, 1)))(x.reshape(-1, 8, 8), by)
+    return pictures.reshape(x.shape) + 0.2 * jax.random.normal(noise, x.shape), labels
+
+
+def _as_it_is(key: jax.Array, batch: Any) -> Any:
+    del key
+    return batch
+
+
+def hidden() -> Patient:
+    """Digits by three hidden layers with ReLU."""
+    names = ["hidden_0", "hidden_1", "hidden_2", "head"]
+    sizes = [64, WIDTH, WIDTH, WIDTH, 10]
+
+    def init(key: jax.Array) -> Any:
+        keys = jax.random.split(key, len(names))
+        return {
+            name: _dense(keys[i], sizes[i], sizes[i + 1])
+            for i, name in enumerate(names)
+        }
+
+    def losses(params: Any, batch: Any) -> jax.Array:
+        x, labels = batch
+        for name in names[:-1]:
+            x = jax.nn.relu(_apply(params[name], x))
+        logits = _apply(params["head"], x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+    return Patient(init, losses, *_digits(), "hidden_1/kernel", "hidden_1", _moved)
+
+
+def convolutions() -> Patient:
+    """Digits by four convolutions with normalisation over the channels, and a mean."""
+    channels = [1, 16, 32, 32, 32]
+    names = [f"conv_{i}" for i in range(4)]
+
+    def init(key: jax.Array) -> Any:
+        keys = jax.random.split(key, 5)
+        params = {}
+        for i, name in enumerate(names):
+            shape = (3, 3, *channels[i : i + 2])
+            scale = np.sqrt(2.0 / np.prod(shape[:3]))
+            params[name] = {
+                "kernel": scale * jax.random.normal(keys[i], shape),
+                "bias": jnp.zeros(shape[3]),
+                "scale": jnp.ones(shape[3]),
+            }
+        return {**params, "head": _dense(keys[4], channels[-1], 10)}
+
+    def losses(params: Any, batch: Any) -> jax.Array:
+        x, labels = batch[0].reshape(-1, 8, 8, 1), batch[1]
+        for name in names:
+            p, axes = params[name], ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(
+                x, p["kernel"], (1, 1), "SAME", dimension_numbers=axes
+            )
+            x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-3)
+            x = jax.nn.relu(p["scale"] * x + p["bias"])
+        logits = _apply(params["head"], x.mean((1, 2)))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+    return Patient(init, losses, *_digits(), "conv_2/kernel", "conv_2", _moved)
+
+
+def recurrent() -> Patient:
+    """The next character by a gated recurrent unit and a hidden layer with ReLU.
+
+    Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder" (2014).
+    """
+    text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
+    alphabet = {letter: i for i, letter in enumerate(sorted(set(text)))}
+    codes = np.array([alphabet[letter] for letter in text], np.int32)
+    rows = codes[: len(codes) // (LENGTH + 1) * (LENGTH + 1)].reshape(-1, LENGTH + 1)
+    size = len(alphabet)
+
+    def init(key: jax.Array) -> Any:
+        keys = jax.random.split(key, 5)
+        return {
+            "embedding": 0.1 * jax.random.normal(keys[0], (size, WIDTH)),
+            "gate_input": _dense(keys[1], WIDTH, 3 * WIDTH),
+            "gate_hidden": _dense(keys[2], WIDTH, 3 * WIDTH),
+            "mixer": _dense(keys[3], WIDTH, 2 * WIDTH),
+            "head": _dense(keys[4], 2 * WIDTH, size),
+        }
+
+    def losses(params: Any, batch: Any) -> jax.Array:
+        x = _apply(params["gate_input"], params["embedding"][batch[:, :-1]])
+
+        def step(h: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
+            own = jnp.split(_apply(params["gate_hidden"], h), 3, -1)
+            reset, update, new = jnp.split(now, 3, -1)
+            keep = jax.nn.sigmoid(update + own[1])
+            new = jnp.tanh(new + jax.nn.sigmoid(reset + own[0]) * own[2])
+            h = keep * h + (1 - keep) * new
+            return h, h
+
+        start = jnp.zeros((len(batch), WIDTH))
+        hidden = jax.lax.scan(step, start, x.swapaxes(0, 1))[1].swapaxes(0, 1)
+        logits = _apply(params["head"], jax.nn.relu(_apply(params["mixer"], hidden)))
+        labels = batch[:, 1:]
+        found = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return found.mean(-1)
+
+    train, held_out = rows[:-400], rows[-400:]
+    sick = "gate_hidden/kernel"
+    return Patient(init, losses, train, held_out, sick, "mixer", _as_it_is, 32)
+
+
+PATIENTS = {
+    "hidden": hidden,
+    "convolutions": convolutions,
+    "recurrent": recurrent,
+}

@@ -1,0 +1,451 @@
+"""The question: does `adamx.health` find what is wrong, and nothing where all is well.
+
+Each illness is planted at three strengths into real training runs of two models that
+were used for no threshold: in one layer, or in all. Behind 500 steps the cause is taken
+away, and the run goes on for 500 more: the finding must be gone. Then runs of sound
+optimizers, which must have none.
+
+    python benchmarks/illnesses.py                      # half an hour
+    python benchmarks/illnesses.py --model hidden       # the one for setting it up
+    python benchmarks/illnesses.py --only dead eps --write benchmarks/ILLNESSES.md
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import step_time
+from _patients import PATIENTS, Patient
+
+import adamx
+from adamx.diagnostics._advice import WORDS
+
+EVERY = 10
+PHASE = 500
+KIND = {words.symptom: kind for kind, words in WORDS.items()}
+NO = 1e9  # a period or a step that does not come
+# What a step takes besides its batch; traced, so that all illnesses share a program.
+SOUND = {
+    "rate": 1.0,  # of all layers, in the patient's sound one
+    "layer_rate": 1.0,  # of the sick layer, times that
+    "layer_eps": 1e-8,
+    "b2": 0.999,
+    "layer_decay": 0.01,
+    "early": 1.0,  # gradients of all layers in the first 20 steps, times this
+    "layer_early": 1.0,  # of the sick layer
+    "layer_late": 1.0,  # of the sick layer from step 440 on
+    "rare": 1.0,  # 85% of the sick layer's columns have gradients each so many steps
+    "layer_nan": NO,  # NaN in the sick layer's gradient each so many steps
+    "batch_nan": NO,  # NaN in the loss each so many steps
+    "examples": NO,  # trained on, of all
+    "fixed": 0.0,  # 1: the same batch in each step
+}
+ABOUT = """# What health finds
+
+Printed by `python benchmarks/illnesses.py --write benchmarks/ILLNESSES.md`. An illness
+is planted in a run of 500 steps; then its cause is taken away and the run goes on for
+500 (or begins again, where the parameters were lost). "Found": a finding that says what
+is wrong, in the layer where it is. "Clears": it is gone at the end. Bold in the second
+table: the kinds that say what is wrong."""
+EARLY, LATE, RARE = 20, 440, 0.85
+
+
+class Illness(NamedTuple):
+    """What is wrong.
+
+    Attributes:
+      cause: for the table.
+      strengths: three of them.
+      plant: strength -> what differs from SOUND.
+      found: kinds of finding that say so.
+      where: "layer", "relu" (the layer before one), or "all".
+      cure: what differs from SOUND when the cause is gone.
+      bias: strength -> what is added to the bias before a ReLU while ill.
+      restart: the cure begins again from the first parameters (they were lost).
+    """
+
+    cause: str
+    strengths: tuple[float, float, float]
+    plant: Callable[[float], dict[str, float]]
+    found: tuple[str, ...]
+    where: str = "layer"
+    cure: Mapping[str, float] = MappingProxyType({})
+    bias: bool = False
+    restart: bool = False
+
+
+ILLNESSES = {
+    "eps": Illness(
+        "eps of a layer", (0.1, 1, 10), lambda s: {"layer_eps": s}, ("eps_dominates",)
+    ),
+    "frozen": Illness(
+        "first gradients of a layer times; b2 = 0.9999",
+        (1e3, 1e4, 1e5),
+        lambda s: {"layer_early": s, "b2": 0.9999},
+        ("near_zero",),
+        cure={"b2": 0.9},
+    ),
+    "early": Illness(
+        "first gradients of all layers times",
+        (1e2, 1e3, 1e4),
+        lambda s: {"early": s},
+        ("tiny_early", "near_zero"),
+        where="all",
+        cure={"b2": 0.9},
+    ),
+    "outliers": Illness(
+        "85 % of a layer's columns have a gradient every so many steps",
+        (100, 200, 400),
+        lambda s: {"rare": s},
+        ("outliers",),
+    ),
+    "layer fast": Illness(
+        "rate of a layer times",
+        (30, 300, 3000),
+        lambda s: {"layer_rate": s},
+        ("ratio_high", "imbalance", "growing"),
+    ),
+    "layer slow": Illness(
+        "rate of a layer times",
+        (1e-3, 1e-4, 1e-5),
+        lambda s: {"layer_rate": s},
+        ("ratio_low", "imbalance"),
+    ),
+    "fast": Illness(
+        "rate of all layers times",
+        (100, 1000, 10000),
+        lambda s: {"rate": s},
+        ("ratio_high", "diverging", "lost_loss", "oscillation"),
+        where="all",
+        restart=True,
+    ),
+    "oscillation": Illness(
+        "the same batch in each step, rate of all layers times",
+        (10, 30, 100),
+        lambda s: {"fixed": 1.0, "rate": s},
+        ("oscillation", "ratio_high", "diverging"),
+        where="all",
+        restart=True,
+    ),
+    "exploding": Illness(
+        "gradient of a layer from step 440 on, times",
+        (300, 3000, 30000),
+        lambda s: {"layer_late": s},
+        ("exploding",),
+    ),
+    "growing": Illness(
+        "weight decay of a layer with the wrong sign",
+        (-10, -20, -40),
+        lambda s: {"layer_decay": s},
+        ("growing",),
+        restart=True,
+    ),
+    "nan": Illness(
+        "NaN in a layer's gradient every so many steps",
+        (3, 2, 1),
+        lambda s: {"layer_nan": s},
+        ("nonfinite",),
+    ),
+    "nan loss": Illness(
+        "NaN in the loss every so many steps",
+        (29, 7, 3),
+        lambda s: {"batch_nan": s},
+        ("skipped",),
+        where="all",
+    ),
+    "dead": Illness(
+        "added to the bias before a ReLU",
+        (-20, -100, -1000),
+        lambda s: {},
+        ("dead",),
+        where="relu",
+        bias=True,
+    ),
+    "few examples": Illness(
+        "examples to train on",
+        (64, 32, 16),
+        lambda s: {"examples": s},
+        ("gap",),
+        where="all",
+        restart=True,
+    ),
+}
+
+
+class Run(NamedTuple):
+    """A training run that goes on: its compiled step, and what it carries."""
+
+    patient: Patient
+    step: Callable[..., Any]
+    validate: Callable[..., Any]
+    init: Callable[..., Any]
+
+
+def make_tx(patient: Patient, plant: dict[str, Any]) -> Any:
+    rate = patient.rate * plant["rate"]
+    sick = adamx.adamw(
+        rate * plant["layer_rate"],
+        b2=plant["b2"],
+        eps=plant["layer_eps"],
+        weight_decay=plant["layer_decay"],
+    )
+    rest = adamx.adamw(rate, b2=plant["b2"], weight_decay=0.01)
+    by_layer = adamx.groups([(f"^{patient.sick}$", sick)], default=rest)
+    return adamx.diagnose(adamx.guard(by_layer), every=EVERY)
+
+
+def ill_gradients(patient: Patient, grads: Any, plant: Any, step: Any) -> Any:
+    """Gradients as the illness has them."""
+
+    def change(path: Any, g: jax.Array) -> jax.Array:
+        g = g * jnp.where(step < EARLY, plant["early"], 1.0)
+        if "/".join(entry.key for entry in path) != patient.sick:
+            return g
+        g = g * jnp.where(step < EARLY, plant["layer_early"], 1.0)
+        g = g * jnp.where(step >= LATE, plant["layer_late"], 1.0)
+        is_rare = jnp.arange(g.shape[-1]) < RARE * g.shape[-1]
+        g = jnp.where(is_rare & (step % plant["rare"] != 0), 0.0, g)
+        is_nan = (step + 1) % plant["layer_nan"] == 0
+        return g.at[(0,) * g.ndim].multiply(jnp.where(is_nan, jnp.nan, 1.0))
+
+    return jax.tree_util.tree_map_with_path(change, grads)
+
+
+def batch_of(patient: Patient, key: Any, plant: Any, step: Any) -> Any:
+    total = len(jax.tree.leaves(patient.train)[0])
+    among = jnp.minimum(plant["examples"], total)
+    key = jax.random.fold_in(key, jnp.where(plant["fixed"] > 0, 0, step))
+    at = (jax.random.uniform(key, (patient.batch,)) * among).astype(jnp.int32)
+    batch = jax.tree.map(lambda x: jnp.asarray(x)[at], patient.train)
+    changed = patient.augment(jax.random.fold_in(key, 1), batch)
+    is_plain = (plant["fixed"] > 0) | (plant["examples"] < NO)
+    return jax.tree.map(lambda a, b: jnp.where(is_plain, a, b), batch, changed)
+
+
+def prepared(patient: Patient, make_tx: Callable[..., Any] = make_tx) -> Run:
+    """Compiled: `EVERY` steps with a plant, and the loss of what is held out."""
+
+    @jax.jit
+    def steps(carry: Any, start: Any, plant: Any, key: Any) -> Any:
+        tx = make_tx(patient, plant)
+
+        def step(carry: Any, number: Any) -> Any:
+            params, state = carry
+            batch = batch_of(patient, key, plant, number)
+
+            def loss_fn(p: Any) -> jax.Array:
+                loss = patient.losses(p, batch).mean()
+                is_nan = (number + 1) % plant["batch_nan"] == 0
+                return loss * jnp.where(is_nan, jnp.nan, 1.0)
+
+            loss, grads = jax.value_and_grad(loss_fn)(params)
+            grads = ill_gradients(patient, grads, plant, number)
+            updates, state = tx.update(grads, state, params)
+            return (adamx.apply_updates(params, updates), state), loss
+
+        numbers = start + jnp.arange(EVERY, dtype=jnp.float32)
+        return jax.lax.scan(step, carry, numbers)
+
+    @jax.jit
+    def init(key: Any) -> Any:
+        params = patient.init(key)
+        plant = {k: jnp.float32(v) for k, v in SOUND.items()}
+        return params, make_tx(patient, plant).init(params)
+
+    validate = jax.jit(lambda p: patient.losses(p, patient.held_out).mean())
+    return Run(patient, steps, validate, init)
+
+
+def shifted(params: Any, layer: str, by: float) -> Any:
+    return {**params, layer: {**params[layer], "bias": params[layer]["bias"] + by}}
+
+
+def train(
+    run: Run, carry: Any, plant: Any, seed: int, start: int, history: adamx.History
+) -> Any:
+    """A phase; appends to the history after each `EVERY` steps, losses of all steps."""
+    key = jax.random.key(seed)
+    plant = {k: jnp.float32(v) for k, v in {**SOUND, **plant}.items()}
+    for at in range(start, start + PHASE, EVERY):
+        carry, losses = run.step(carry, jnp.float32(at), plant, key)
+        val_loss = run.validate(carry[0])
+        reading = adamx.read(carry[1])
+        for k, loss in enumerate(np.asarray(losses)[:-1]):
+            history.append(adamx.Reading(), loss=loss, step=at + 1 + k)
+        history.append(reading, loss=losses[-1], val_loss=val_loss, step=at + EVERY)
+    return carry
+
+
+def optimizers(rate: float) -> dict[str, Any]:
+    """Sound ones, for runs of 2 * PHASE steps."""
+    total, int8 = 2 * PHASE, adamx.codecs.int8(min_size=0)
+    cosine = adamx.schedules.warmup_cosine(2 * rate, total, warmup=0.05)
+    clip = adamx.clip_by_global_norm(1.0)
+    return {
+        "adamw": adamx.adamw(rate, weight_decay=0.01),
+        "adamw, warmup-cosine, clip": optax.chain(
+            clip, adamx.adamw(cosine, b2=0.95, weight_decay=0.1)
+        ),
+        "adam, b2 = 0.99": adamx.adam(rate, b2=0.99),
+        "adamw, int8": adamx.adamw(rate, mu_dtype=int8, nu_dtype=int8),
+        "nadamw": adamx.nadamw(rate),
+        "radam": adamx.radam(rate),
+        "amsgrad": adamx.amsgrad(rate),
+        "lamb": adamx.lamb(5 * rate, weight_decay=0.01),
+        "rmsprop": adamx.rmsprop(rate / 2, decay=0.99),
+        "momentum": adamx.momentum(10 * rate),
+        "lion": adamx.lion(rate / 5, weight_decay=0.01),
+    }
+
+
+def be_well(name: str, run: Run, seed: int) -> set[tuple[str, str]]:
+    """What health says of a sound run."""
+    patient, history = run.patient, adamx.History()
+    tx = adamx.diagnose(optimizers(patient.rate)[name], every=EVERY)
+    own = prepared(patient, lambda patient, plant: tx)
+    carry = own.init(jax.random.key(seed))
+    for start in (0, PHASE):
+        carry = train(own, carry, {}, seed, start, history)
+    return findings(history)
+
+
+def findings(history: adamx.History) -> set[tuple[str, str]]:
+    return {(KIND[f.symptom], f.layer or "all") for f in adamx.health(history)}
+
+
+class Outcome(NamedTuple):
+    """What health said of one run: while ill, and behind the cure."""
+
+    illness: str
+    strength: float
+    model: str
+    ill: set[tuple[str, str]]
+    cured: set[tuple[str, str]]
+    right: set[tuple[str, str]]
+
+
+def right_findings(illness: Illness, patient: Patient) -> set[tuple[str, str]]:
+    """The kinds that say what is wrong, with the layers that have it."""
+    params = jax.eval_shape(patient.init, jax.random.key(0))
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    names = ["/".join(entry.key for entry in path) for path in paths]
+    layers = {
+        "layer": [patient.sick],
+        "relu": [f"{patient.relu}/kernel", f"{patient.relu}/bias"],
+        "all": ["all", *names],
+    }
+    return {(k, layer) for k in illness.found for layer in layers[illness.where]}
+
+
+def fall_ill(name: str, strength: float, run: Run, seed: int) -> Outcome:
+    illness, patient = ILLNESSES[name], run.patient
+    history = adamx.History()
+    carry = run.init(jax.random.key(seed))
+    if illness.bias:
+        carry = (shifted(carry[0], patient.relu, strength), carry[1])
+    carry = train(run, carry, illness.plant(strength), seed, 0, history)
+    ill = findings(history)
+    if illness.bias:
+        carry = (shifted(carry[0], patient.relu, -strength), carry[1])
+    if illness.restart:
+        carry, history = run.init(jax.random.key(seed)), adamx.History()
+    start = 0 if illness.restart else PHASE
+    train(run, carry, illness.cure, seed, start, history)
+    right = right_findings(illness, patient)
+    return Outcome(name, strength, model_name(run), ill, findings(history), right)
+
+
+def model_name(run: Run) -> str:
+    return run.patient.init.__qualname__.split(".")[0]
+
+
+def text(found: Sequence[tuple[str, str]]) -> str:
+    by_kind: dict[str, list[str]] = {}
+    for kind, layer in sorted(found):
+        by_kind.setdefault(kind, []).append(layer)
+    return "; ".join(f"{k}: {', '.join(v)}" for k, v in by_kind.items()) or "none"
+
+
+def row(outcome: Outcome) -> list[str]:
+    found = outcome.ill & outcome.right
+    still = outcome.cured & outcome.right
+    return [
+        ILLNESSES[outcome.illness].cause,
+        f"{outcome.strength:g}",
+        outcome.model,
+        "yes" if found else "**no**",
+        text(sorted(outcome.ill)),
+        "**no**" if still else "yes",
+        text(sorted(outcome.cured)),
+    ]
+
+
+HEAD = ["cause", "strength", "model", "found", "findings", "clears", "then"]
+
+
+def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"### {title}", "", "| " + " | ".join(head) + " |"]
+    lines.append("|" + " --- |" * len(head))
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def confusion(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
+    """In how many runs of each illness each kind was found, in any layer."""
+    kinds = [k for k in WORDS if any(k in {a for a, _ in o.ill} for o in outcomes)]
+    lines = []
+    for name, illness in ILLNESSES.items():
+        own = [o for o in outcomes if o.illness == name]
+        if own:
+            found = [sum(k in {a for a, _ in o.ill} for o in own) for k in kinds]
+            right = sum(bool(o.ill & o.right) for o in own)
+            cells = [
+                f"**{n}**" if k in illness.found and n else str(n or "")
+                for k, n in zip(kinds, found, strict=True)
+            ]
+            lines.append([name, f"{right} of {len(own)}", *cells])
+    return ["planted", "found", *kinds], lines
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", nargs="+", choices=PATIENTS, default=None)
+    parser.add_argument("--only", nargs="+", choices=[*ILLNESSES, "well"], default=None)
+    parser.add_argument("--quick", action="store_true", help="one strength")
+    parser.add_argument("--write", type=Path, help="a file for the tables")
+    options = parser.parse_args(arguments)
+    models = options.model or ["convolutions", "recurrent"]
+    chosen = options.only or [*ILLNESSES, "well"]
+    runs = {model: prepared(PATIENTS[model]()) for model in models}
+    outcomes, well = [], []
+    for name in [name for name in chosen if name != "well"]:
+        strengths = ILLNESSES[name].strengths
+        for strength in strengths[:1] if options.quick else strengths:
+            for i, run in enumerate(runs.values()):
+                outcomes.append(fall_ill(name, strength, run, seed=i))
+                print(" | ".join(row(outcomes[-1])), flush=True)
+    for i, run in enumerate(runs.values()) if "well" in chosen else ():
+        names = list(optimizers(1.0))
+        for name in names[:1] if options.quick else names:
+            found = be_well(name, run, seed=10 + i)
+            well.append([name, model_name(run), text(sorted(found))])
+            print(" | ".join(well[-1]), flush=True)
+    tables = [f"{step_time.device_name()}; {step_time.versions()}"]
+    if outcomes:
+        tables.append(show("Planted illnesses", HEAD, [row(o) for o in outcomes]))
+        tables.append(show("Confusion", *confusion(outcomes)))
+    if well:
+        tables.append(show("Sound runs", ["optimizer", "model", "findings"], well))
+    print("\n" + "\n\n".join(tables))
+    if options.write:
+        options.write.write_text("\n\n".join([ABOUT, *tables]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
