@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adamx import _checks, _tree, moments
@@ -49,6 +50,8 @@ class DiagnoseState(NamedTuple):
     def readings(self) -> dict[str, Any]:
         """The numbers by layer."""
         values = unboxed(self.values)
+        if isinstance(values, jax.Array) and not isinstance(values, jax.core.Tracer):
+            values = np.asarray(values)  # at once: slices on the device are slow
         shown = list(enumerate(self.names.numbers))[:-1]
         layers = {
             layer: {name: values[..., i, k] for k, name in shown}
@@ -72,7 +75,8 @@ def diagnose(
         ...
         adamx.read(state).diagnostics.layers["decoder/0/kernel"]["r/p50"]
 
-    Updates and inner state are those of `tx`, bit for bit. The numbers of a layer, of
+    Updates and inner state are those of `tx`, bit for bit (compiled, XLA may round a
+    last bit otherwise, since it fuses another program). The numbers of a layer, of
     the last step that is a multiple of `every`:
 
         r/p50         percentile of r = |m_hat| / (sqrt(v_hat) + eps); for each p
