@@ -281,6 +281,11 @@ def test_close_to_a_threshold(name):
     assert len(adamx.health(history(numbers))) == is_ill
 
 
+def test_a_dead_layer_that_only_decays_is_not_said_to_be_slow():
+    numbers = {"r/p50": 0.0, "r/p90": 0.0, "grad_norm": 0.0, "update_ratio": 1e-7}
+    assert named(adamx.health(history(numbers))) == {("dead", SICK)}
+
+
 def test_the_window_of_oscillations_is_twice_as_long():
     (found,) = adamx.health(history(SLOW))
     assert found.evidence["measurements"] == 20

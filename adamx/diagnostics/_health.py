@@ -45,7 +45,7 @@ _IMPLIED = {
     "near_zero": {"dead", "eps_dominates", "tiny_early", "nonfinite"},
     "outliers": {"dead", "eps_dominates", "nonfinite"},
     "tiny_early": {"eps_dominates"},
-    "ratio_low": {"near_zero", "eps_dominates", "tiny_early"},
+    "ratio_low": {"dead", "near_zero", "eps_dominates", "tiny_early"},
     "imbalance": {
         *("near_zero", "eps_dominates", "tiny_early", "ratio_low", "ratio_high"),
         *("outliers", "exploding", "growing", "nonfinite"),
