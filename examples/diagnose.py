@@ -186,6 +186,8 @@ def main() -> None:
     console.print(
         f"Saved {page or args.out / 'sick.html'} and {other or 'healed.html'}"
     )
+    if args.tensorboard:
+        console.print(f"tensorboard --logdir {args.out / 'tensorboard'} shows both.")
 
 
 if __name__ == "__main__":

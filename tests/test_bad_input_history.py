@@ -187,7 +187,7 @@ def test_access():
     ("arguments", "exception", "expected"),
     [
         ({"metric": "val_loss"}, ValueError, "`name` 'loss' 'val_loss'"),
-        ({"ahead": 0}, ValueError, "`ahead` >= 1 0"),
+        ({"ahead": 0}, ValueError, "`ahead` >= 1 0 records"),
         ({"ahead": 1.5}, ValueError, "`ahead` whole 1.5"),
         ({"min_pairs": 2}, ValueError, "`min_pairs` >= 5 2"),
         ({"numbers": ["r/p51"]}, ValueError, "`number` 'r/p50' 'r/p51'"),

@@ -74,6 +74,11 @@ BAD = {
         ValueError,
         "`params` must have at least one array",
     ),
+    "another's state": (
+        {"state": adamx.adam(0.1).init({"other": jnp.ones(3)})},
+        ValueError,
+        "`state` must be that of `params`.*'other'.*'w'",
+    ),
     "no state": (
         {"state": ()},
         ValueError,

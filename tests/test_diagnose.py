@@ -364,6 +364,14 @@ def test_scan_vmap_and_one_compilation():
     assert ratio == pytest.approx(2.0, rel=1e-6)
 
 
+def test_reading_slices_nothing_on_the_device():
+    tx = adamx.diagnose(adamx.adam(1e-3), every=1)
+    params = {"w": jnp.ones(3)}
+    _, state = tx.update(params, tx.init(params), params)
+    values = state.readings()["diagnostics"].layers["w"].values()
+    assert not any(isinstance(value, jax.Array) for value in values)
+
+
 def test_nan_and_inf_are_counted_in_their_layer():
     tx = adamx.diagnose(adamx.guard(adamx.adamw(1e-3)), every=1)
     params = tree(1)

@@ -174,7 +174,7 @@ def test_a_run_that_goes_back_replaces_its_records(tmp_path):
     history = adamx.History(tmp_path / "run.jsonl")
     for count in (1, 2, 3, 4):
         history.append(measured(count, w=float(count)), loss=1.0)
-    with pytest.warns(UserWarning, match="from step 4 to 3: 2 records"):
+    with pytest.warns(UserWarning, match="from step 4 to 3: 2 records left"):
         history.append(measured(3, w=30.0), loss=2.0)
     history.append(Reading(count=3), val_loss=5.0)  # the same step: another record
     assert history.steps.tolist() == [1, 2, 3, 3]

@@ -170,6 +170,21 @@ def test_findings_are_those_of_health_unless_they_are_given(tmp_path, capsys):
     assert "Findings: none" in capsys.readouterr().out
 
 
+def test_advice_is_given_once(tmp_path, capsys):
+    found = [finding(), finding(layer="block_3/kernel"), finding(symptom="another")]
+    text = adamx.report(run(), tmp_path / "run.html", findings=found).read_text()
+    Page(text)
+    assert text.count("<li>lower eps</li>") == 2
+    assert text.count("Causes and what to try: as for") == 1
+    adamx.print_report(run(), findings=found, width=100)
+    printed = capsys.readouterr().out
+    assert printed.count("lower eps") == 2
+    assert "causes and what to try: as for block_2/kernel, above" in printed
+    of_the_run = [finding(layer=None)] * 2
+    text = adamx.report(run(), tmp_path / "run.html", findings=of_the_run).read_text()
+    assert text.count("<li>lower eps</li>") == 2
+
+
 def test_what_could_not_be_judged_is_said(tmp_path, capsys):
     history = adamx.History()
     for step in range(100, 500, 100):

@@ -135,6 +135,8 @@ WORDS = {
             "The first gradients were much larger than those since, and v remembers "
             "them for 1 / (1 - b2) steps.",
             "The training began at the full rate.",
+            "The loss has nearly reached its floor: what is left is noise. Then all is "
+            "well.",
         ),
         (
             "Warmup over 500 to 2,000 steps: adamx.schedules.warmup_cosine.",
@@ -177,11 +179,13 @@ WORDS = {
         (
             "The rate is at the edge of stability for the sharpest direction.",
             "b1 is too small to average opposite gradients away.",
+            "The noise of small batches near the end.",
         ),
         (
+            "First adamx.sharpness(...): it tells how far the rate is from its bound. "
+            "An edge far below 1 means noise.",
             "A smaller rate (half of it), or a decay from here on.",
             "A larger b1: 0.95 in the place of 0.9, which bears twice the sharpness.",
-            "adamx.sharpness(...) tells how far the rate is from its bound.",
         ),
     ),
     "skipped": Words(

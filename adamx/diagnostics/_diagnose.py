@@ -72,7 +72,8 @@ def diagnose(
         ...
         adamx.read(state).diagnostics.layers["decoder/0/kernel"]["r/p50"]
 
-    Updates and inner state are those of `tx`, bit for bit. The numbers of a layer, of
+    Updates and inner state are those of `tx`, bit for bit (compiled, XLA may round a
+    last bit otherwise, since it fuses another program). The numbers of a layer, of
     the last step that is a multiple of `every`:
 
         r/p50         percentile of r = |m_hat| / (sqrt(v_hat) + eps); for each p

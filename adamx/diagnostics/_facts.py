@@ -48,6 +48,19 @@ def find(history: "History", findings: Iterable[Any] | None) -> list[Advice]:
     return sorted((_advice(finding) for finding in found), key=lambda a: a.rank)
 
 
+def first_alike(advice: Sequence[Advice]) -> list[Advice | None]:
+    """For each, the earlier one whose causes and remedies it repeats, else None."""
+    seen: dict[Any, Advice] = {}
+    found = []
+    for one in advice:
+        same = (one.symptom, one.causes, one.remedies)
+        is_text = bool(one.layer and (one.causes or one.remedies))
+        found.append(seen.get(same) if is_text else None)
+        if is_text:
+            seen.setdefault(same, one)
+    return found
+
+
 def _advice(finding: Any) -> Advice:
     missing = [name for name in _PARTS if not hasattr(finding, name)]
     if missing:

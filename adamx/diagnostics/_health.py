@@ -46,7 +46,7 @@ _IMPLIED = {
     "near_zero": {"dead", "eps_dominates", "tiny_early", "nonfinite"},
     "outliers": {"dead", "eps_dominates", "nonfinite"},
     "tiny_early": {"eps_dominates"},
-    "ratio_low": {"near_zero", "eps_dominates", "tiny_early", "skipped"},
+    "ratio_low": {"dead", "near_zero", "eps_dominates", "tiny_early", "skipped"},
     "oscillation": {"skipped"},
     "imbalance": {
         *("near_zero", "eps_dominates", "tiny_early", "ratio_low", "ratio_high"),

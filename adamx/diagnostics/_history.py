@@ -323,7 +323,8 @@ class History(Sequence[Record]):
                 row = dataclasses.replace(row, measured=None)  # before, and still there
             warnings.warn(
                 f"the run went back from step {last} to {step}: {before - keep} "
-                "records were replaced. Two optimizers want a History each.",
+                "records left the history. Behind a restored checkpoint that is right; "
+                "a new run, or a second optimizer, wants a History of its own.",
                 stacklevel=3,
             )
         if row.measured is not None:

@@ -115,7 +115,9 @@ def relate(
     min_pairs: int,
 ) -> Relations:
     """See `History.relate`."""
-    ahead = _checks.check_steps("ahead", ahead)
+    ahead = _checks.check_steps(
+        "ahead", ahead, remedy="Count records of the metric; 1 is the next one."
+    )
     remedy = "Fewer pairs cannot tell a relation from noise; use e.g. 10."
     min_pairs = _checks.check_steps("min_pairs", min_pairs, minimum=5, remedy=remedy)
     if not history.layers:

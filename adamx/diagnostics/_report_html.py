@@ -46,14 +46,19 @@ def findings(
     layer_ids: dict[str, str],
 ) -> str:
     """Cards with advice, or that there are none; what could not be judged."""
-    cards = "".join(_finding(one, layer_ids) for one in found)
+    cards = "".join(
+        _finding(one, first, layer_ids)
+        for one, first in zip(found, _facts.first_alike(found), strict=True)
+    )
     none = '<p class="good">✓ None: no rule found anything wrong.</p>'
     text = escape("; ".join(not_judged))
     rest = f"<p>Not judged: {text}.</p>" if not_judged else ""
     return (cards or none) + rest
 
 
-def _finding(one: _facts.Advice, layer_ids: dict[str, str]) -> str:
+def _finding(
+    one: _facts.Advice, first: _facts.Advice | None, layer_ids: dict[str, str]
+) -> str:
     sign = "▲●○"[one.rank]
     where = linked(one.layer or "the whole run", layer_ids.get(one.layer))
     evidence = "".join(
@@ -69,6 +74,8 @@ def _finding(one: _facts.Advice, layer_ids: dict[str, str]) -> str:
         for title, texts in parts
         if texts
     )
+    if first is not None:
+        lists = f"<p>Causes and what to try: as for {escape(first.layer)}, above.</p>"
     severity = escape(one.severity or "finding")
     return (
         f'<article class="finding rank{one.rank}"><h3><span class="severity">{sign} '

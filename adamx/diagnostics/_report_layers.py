@@ -276,7 +276,7 @@ def _card(
     text = " · ".join(now[n] for _, n in bands)
     label = f"Percentiles of r of {layers.names[i]} against the step; last {text}"
     out = _small(series, x, y, label, 84)
-    figures = f"r <b>{text}</b>"
+    figures = f"<span>r <b>{text}</b></span>"
     if ratio_y is not None:
         at, values = lines["update_ratio"]
         mark = 1 - float(ratio_y.places(np.array(TARGET_RATIO)))
@@ -285,7 +285,7 @@ def _card(
         drawn = [Series("update_ratio", "two", line(at, ratio_y.places(values)))]
         grid = f'<path class="mark" d="M0 {round(1000 * mark)}H1000"/>'
         out += _small(drawn, x, ratio_y, label, 40, grid)
-        figures += f" &nbsp; ratio <b>{last}</b>"
+        figures += f" <span>ratio <b>{last}</b></span>"
     name = escape(layers.short_names[i]).replace("/", "/<wbr>")
     return (
         f'<article class="layer" id="{layers.ids[layers.names[i]]}" '

@@ -120,7 +120,7 @@ def sparkline(values: np.ndarray, scale: Scale, width: int) -> str:
 
 def _findings(advice: Sequence[_facts.Advice]) -> Iterator[RenderableType]:
     yield Text(f"\nFindings: {len(advice) or 'none'}", "bold")
-    for one in advice:
+    for one, first in zip(advice, _facts.first_alike(advice), strict=True):
         sign = "▲●○"[one.rank]
         title = Text(f"{sign} {one.severity or 'finding'}: ", _STYLES[one.rank])
         yield title.append(one.symptom, "bold").append(
@@ -129,6 +129,9 @@ def _findings(advice: Sequence[_facts.Advice]) -> Iterator[RenderableType]:
         pairs = [f"{name} {value}" if name else value for name, value in one.evidence]
         if pairs:
             yield Padding(Text(", ".join(pairs), "dim"), (0, 0, 0, 2))
+        if first is not None:
+            yield Text(f"  causes and what to try: as for {first.layer}, above")
+            continue
         table = Table.grid(padding=(0, 1))
         table.add_column(width=8, no_wrap=True)
         for heading, texts in (("causes", one.causes), ("try", one.remedies)):

@@ -226,7 +226,8 @@ def oscillation(run: Run) -> Sequence[Sign]:
     for i in slow:
         share = float(np.mean(cosine[i][known[i]] < COSINE_LOW))
         evidence = run.evidence(i, {"median cosine": cosine}, places)
-        evidence = {"share of negative cosines": share, **evidence}
+        limit = {"threshold": COSINE_LOW_SHARE}
+        evidence = {"share of negative cosines": share, **limit, **evidence}
         found.append(Sign("oscillation", run.layers[i], "warning", evidence))
     cosine, high = run.recent("cosine"), run.recent(run.percentile("r", 90))
     change = run.recent("v_change")

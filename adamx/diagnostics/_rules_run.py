@@ -125,7 +125,7 @@ def stuck(run: Run) -> Sequence[Sign]:
         return []
     smooth = _running_median(values, STUCK_RECORDS)
     first, best = float(smooth[0]), float(np.min(smooth))
-    if not (np.isfinite(smooth).all() and best >= first - STUCK * abs(first)):
+    if not (np.isfinite(smooth).all() and best > first - STUCK * abs(first)):
         return []
     evidence = {"loss": float(smooth[-1]), "at first": first, "threshold": STUCK}
     return [Sign("stuck", None, "warning", evidence | span(steps, "records"))]

@@ -85,6 +85,12 @@ def motions(state: PyTree, params: PyTree, nesterov: bool) -> dict[str, Motion]:
     """
     names = list(_tree.leaves_by_path(params))
     parts = _Parts(state, names)
+    if parts.moment_names and parts.moment_names.isdisjoint(names):
+        raise ValueError(
+            "`state` must be that of `params`, got moments of other parameters: the "
+            f"state has '{min(parts.moment_names)}', the parameters '{names[0]}'. Pass "
+            "the state that belongs to these parameters."
+        )
     rates: dict[str, list[tuple[Path, Any]]] = {name: [] for name in names}
     gains: dict[str, list[tuple[Path, Any]]] = {name: [] for name in names}
     divisors: dict[str, jax.Array] = {}
@@ -203,6 +209,7 @@ class _Parts:
         self.nodes = list(nodes(state, _is_wanted))
         for path, node in self.nodes:
             _check_readable(path, node)
+        self.moment_names = self._owned(())
         self._branches = [p for p, x in self.nodes if isinstance(x, optax.MaskedState)]
         self._groups = [p for p, x in self.nodes if isinstance(x, GroupsState)]
 

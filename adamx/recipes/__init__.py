@@ -12,7 +12,8 @@ Around a recipe go `guard`, `accumulate`, `master_weights`. They are not inside:
 they cost depends on how the step is written (`adamx.fused`). In `with_hyperparams`,
 total_steps and warmup stay as given: static=("total_steps", "warmup").
 
-`python -m adamx recipes` prints them all.
+`prototype`, `finetune_transformer`, `pretrain_llm`, `vision`, `rl`,
+`sparse_embeddings`: `python -m adamx recipes` says when to pick which.
 """
 
 from adamx.recipes._embeddings import sparse_embeddings as sparse_embeddings
