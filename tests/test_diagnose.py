@@ -291,6 +291,36 @@ def test_behind_a_switch_the_ratios_are_nan_and_of_stages_the_active_counts():
     assert numbers["step/p50"] == pytest.approx(1e-2, rel=1e-3)
 
 
+def test_of_stages_the_one_at_work_is_shown_though_it_takes_no_step():
+    first, second = adamx.adamw(1e-2), adamx.adamw(1e-4)
+    tx = adamx.accumulate(adamx.stages([(first, 3), (second, None)]), 2)
+    *_, state = run(adamx.diagnose(tx, every=1), 3)  # the second micro-step's moments
+    numbers = adamx.read(state).diagnostics.layers["a/kernel"]
+    assert numbers["r/p50"] == pytest.approx(1.0, rel=1e-5)
+    assert numbers["step/p50"] == pytest.approx(1e-2, rel=1e-5)
+
+
+def test_behind_stages_with_moments_the_ratios_are_nan():
+    tx = adamx.stages([(adamx.adamw(1e-2), 2), (adamx.sgd(0.1), None)])
+    for steps, is_shown in ((2, True), (3, False)):
+        *_, state = run(adamx.diagnose(tx, every=1), steps)
+        numbers = adamx.read(state).diagnostics.layers["a/kernel"]
+        for name in ("r/p50", "m/p50", "sqrt_v/p50", "step/p50", "cosine"):
+            assert np.isfinite(numbers[name]) == is_shown, (steps, name)
+        assert numbers["update_norm"] > 0
+
+
+def test_a_rate_that_is_not_one_for_the_state_is_not_known():
+    rule = ("kernel", adamx.scale_by_learning_rate(1e-2))
+    rates = adamx.groups([rule], default=adamx.scale_by_learning_rate(1e-3))
+    tx = optax.chain(adamx.scale_by_adam(), rates)
+    *_, state = run(adamx.diagnose(tx, every=1), 1)
+    for layer in ("a/kernel", "a/bias"):
+        numbers = adamx.read(state).diagnostics.layers[layer]
+        assert np.isnan(numbers["step/p50"])
+        assert numbers["r/p50"] == pytest.approx(1.0, rel=1e-5)
+
+
 def test_inside_stages_it_is_read_whatever_form_the_stage_has():
     seen = adamx.diagnose(adamx.adamw(1e-3), every=1)
     tx = adamx.stages([(seen, 2), (adamx.sgd(1e-3), None)])

@@ -78,7 +78,8 @@ def diagnose(
         r/p50         percentile of r = |m_hat| / (sqrt(v_hat) + eps); for each p
         m/p50         of |m_hat|, in units of the gradient
         sqrt_v/p50    of sqrt(v_hat), likewise
-        step/p50      of learning rate x r, in units of the parameters: the step
+        step/p50      of learning rate x r, in units of the parameters: the step; NaN
+                      where the parameters of one State have different rates
         grad_norm     of the gradient that `tx` was given
         param_norm    of the parameters before the step; NaN where it was given none
         update_norm   of the updates as `tx` emits them, with decay and rate
