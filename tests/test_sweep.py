@@ -280,6 +280,18 @@ def test_what_diverged():
         )
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_does_not_move_has_not_diverged(dtype):
+    still = np.full((4, 100), 0.7, dtype)
+    rounded = still.copy()
+    rounded[-1, 60:] = np.nextafter(dtype(0.7), dtype(1))
+    for losses in (still, rounded):
+        smoothed = _curves.smooth(losses, _curves.default_weight(100))
+        assert not _curves.is_diverged(losses, smoothed).any()
+    np.testing.assert_array_equal(_curves.smooth(still, 0.8), still)
+    assert not _curves.from_divergence(_curves.smooth(still[0], 0.8)).any()
+
+
 # label: (rates, scores, expected suggestion, expected band)
 INF = np.inf
 CHOICES = {
