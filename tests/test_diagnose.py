@@ -10,6 +10,9 @@ from flax import nnx, serialization
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
+from adamx.diagnostics._layers import layers_of
+from adamx.diagnostics._sampling import sample
+from adamx.moments import _layout
 from tests.helpers import TEMPORARIES
 
 QS = (10, 50, 90)
@@ -158,7 +161,7 @@ def test_sampled_percentiles_are_within_the_stated_bound():
     assert len(distributions) == 20
     tx = adamx.diagnose(adamx.rmsprop(1e-3), every=1)
     samples = 2048
-    params = {f"{i:02}": jnp.zeros((400, 500)) for i in range(len(distributions))}
+    params = {f"{i:02}": jnp.ones((400, 500)) for i in range(len(distributions))}
     gradients = {
         f"{i:02}": jnp.asarray(x, jnp.float32) for i, x in enumerate(distributions)
     }
@@ -171,6 +174,42 @@ def test_sampled_percentiles_are_within_the_stated_bound():
             bound = 4 * np.sqrt(q / 100 * (1 - q / 100) / samples)
             below, at_most = np.mean(size < got), np.mean(size <= got)
             assert below - bound <= q / 100 <= at_most + bound, (i, q)
+        # A sampled element stands for many.
+        assert layers[f"{i:02}"]["param_norm"] == pytest.approx(np.sqrt(200_000))
+        still = np.mean(size == 0)  # r is 0, or at the first step about 3
+        assert layers[f"{i:02}"]["still_share"] == pytest.approx(still, abs=0.05)
+
+
+def test_a_sample_is_not_a_grid_and_finds_the_scales_of_its_elements():
+    columns = np.broadcast_to(
+        np.arange(256), (512, 256)
+    )  # 64 elements apart: 4 columns
+    found = np.asarray(sample(jnp.asarray(columns), (512, 256), 1, 2048))[0]
+    assert len(np.unique(found)) > 200
+    # By blocks: 5 layers in 2, 10 rows in 3, of 4 and 4 and 2.
+    scales = jnp.arange(36.0).reshape(2, 3, 6)
+    layers = jnp.broadcast_to(_layout.spread(scales, (5, 10, 6)), (5, 10, 6))
+    for count in (17, 60):
+        want = sample(layers, (10, 6), 5, count)
+        np.testing.assert_array_equal(sample(scales, (10, 6), 5, count), want)
+
+
+def test_layers_of_65536_elements_are_seen_whole():
+    shapes = {f"{n}": jax.ShapeDtypeStruct((n,), jnp.float32) for n in (65536, 65537)}
+    layers = layers_of(shapes, lambda path: path, None, 2048)
+    assert [layer.parts[0].samples for layer in layers] == [65536, 2048]
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_eps_is_the_larger_part_and_the_cosine_has_no_unit(factor):
+    tx = adamx.diagnose(adamx.adam(1e-3, eps=1e-3), every=1)
+    gradient = jnp.full(3, factor * 1e-3)
+    _, state = tx.update(gradient, tx.init(gradient), gradient)
+    (numbers,) = adamx.read(state).diagnostics.layers.values()
+    assert numbers["eps_share"] == float(factor < 1)
+    _, state = tx.update(gradient * 1e-25, tx.init(gradient), gradient)
+    (numbers,) = adamx.read(state).diagnostics.layers.values()
+    assert numbers["cosine"] == pytest.approx(1.0)  # whose squares are 0 in float32
 
 
 @pytest.mark.parametrize("q", [0, 37.5, 100])
