@@ -476,6 +476,25 @@ def test_eight_devices_give_the_numbers_of_one_and_gather_nothing():
     assert not any("256,512" in line for line in gathered)
 
 
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="no explicit axes before 0.7")
+def test_explicit_axes_give_the_numbers_of_one_device():
+    tx, shapes = make(every=1), {"large": (512, 256), "small": (8, 6)}
+    params, gradients = tree(0, shapes), tree(1, shapes)
+    _, want = jax.jit(tx.update)(gradients, tx.init(params), params)
+    explicit = (jax.sharding.AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=explicit)
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, PartitionSpec("x", "y"))
+        params, gradients = jax.device_put((params, gradients), place)
+        _, got = jax.jit(tx.update)(gradients, tx.init(params), params)
+    for layer in shapes:
+        chex.assert_trees_all_close(
+            adamx.read(got).diagnostics.layers[layer],
+            adamx.read(want).diagnostics.layers[layer],
+            rtol=1e-5,
+        )
+
+
 def test_dtypes_clients_and_checkpoints():
     for dtype in (jnp.float16, jnp.bfloat16, jnp.complex64):
         params = tree(3, {"w": (9, 5)}, dtype)
