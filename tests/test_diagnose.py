@@ -10,6 +10,9 @@ from flax import nnx, serialization
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
+from adamx.diagnostics._layers import layers_of
+from adamx.diagnostics._sampling import sample
+from adamx.moments import _layout
 from tests.helpers import TEMPORARIES
 
 QS = (10, 50, 90)
@@ -158,7 +161,7 @@ def test_sampled_percentiles_are_within_the_stated_bound():
     assert len(distributions) == 20
     tx = adamx.diagnose(adamx.rmsprop(1e-3), every=1)
     samples = 2048
-    params = {f"{i:02}": jnp.zeros((400, 500)) for i in range(len(distributions))}
+    params = {f"{i:02}": jnp.ones((400, 500)) for i in range(len(distributions))}
     gradients = {
         f"{i:02}": jnp.asarray(x, jnp.float32) for i, x in enumerate(distributions)
     }
@@ -171,6 +174,42 @@ def test_sampled_percentiles_are_within_the_stated_bound():
             bound = 4 * np.sqrt(q / 100 * (1 - q / 100) / samples)
             below, at_most = np.mean(size < got), np.mean(size <= got)
             assert below - bound <= q / 100 <= at_most + bound, (i, q)
+        # A sampled element stands for many.
+        assert layers[f"{i:02}"]["param_norm"] == pytest.approx(np.sqrt(200_000))
+        still = np.mean(size == 0)  # r is 0, or at the first step about 3
+        assert layers[f"{i:02}"]["still_share"] == pytest.approx(still, abs=0.05)
+
+
+def test_a_sample_is_not_a_grid_and_finds_the_scales_of_its_elements():
+    columns = np.broadcast_to(
+        np.arange(256), (512, 256)
+    )  # 64 elements apart: 4 columns
+    found = np.asarray(sample(jnp.asarray(columns), (512, 256), 1, 2048))[0]
+    assert len(np.unique(found)) > 200
+    # By blocks: 5 layers in 2, 10 rows in 3, of 4 and 4 and 2.
+    scales = jnp.arange(36.0).reshape(2, 3, 6)
+    layers = jnp.broadcast_to(_layout.spread(scales, (5, 10, 6)), (5, 10, 6))
+    for count in (17, 60):
+        want = sample(layers, (10, 6), 5, count)
+        np.testing.assert_array_equal(sample(scales, (10, 6), 5, count), want)
+
+
+def test_layers_of_65536_elements_are_seen_whole():
+    shapes = {f"{n}": jax.ShapeDtypeStruct((n,), jnp.float32) for n in (65536, 65537)}
+    layers = layers_of(shapes, lambda path: path, None, 2048)
+    assert [layer.parts[0].samples for layer in layers] == [65536, 2048]
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_eps_is_the_larger_part_and_the_cosine_has_no_unit(factor):
+    tx = adamx.diagnose(adamx.adam(1e-3, eps=1e-3), every=1)
+    gradient = jnp.full(3, factor * 1e-3)
+    _, state = tx.update(gradient, tx.init(gradient), gradient)
+    (numbers,) = adamx.read(state).diagnostics.layers.values()
+    assert numbers["eps_share"] == float(factor < 1)
+    _, state = tx.update(gradient * 1e-25, tx.init(gradient), gradient)
+    (numbers,) = adamx.read(state).diagnostics.layers.values()
+    assert numbers["cosine"] == pytest.approx(1.0)  # whose squares are 0 in float32
 
 
 @pytest.mark.parametrize("q", [0, 37.5, 100])
@@ -289,6 +328,36 @@ def test_behind_a_switch_the_ratios_are_nan_and_of_stages_the_active_counts():
     want = np.percentile(np.abs(np.asarray(g["a"]["kernel"])), 50)
     assert numbers["m/p50"] == pytest.approx(want, rel=1e-5)
     assert numbers["step/p50"] == pytest.approx(1e-2, rel=1e-3)
+
+
+def test_of_stages_the_one_at_work_is_shown_though_it_takes_no_step():
+    first, second = adamx.adamw(1e-2), adamx.adamw(1e-4)
+    tx = adamx.accumulate(adamx.stages([(first, 3), (second, None)]), 2)
+    *_, state = run(adamx.diagnose(tx, every=1), 3)  # the second micro-step's moments
+    numbers = adamx.read(state).diagnostics.layers["a/kernel"]
+    assert numbers["r/p50"] == pytest.approx(1.0, rel=1e-5)
+    assert numbers["step/p50"] == pytest.approx(1e-2, rel=1e-5)
+
+
+def test_behind_stages_with_moments_the_ratios_are_nan():
+    tx = adamx.stages([(adamx.adamw(1e-2), 2), (adamx.sgd(0.1), None)])
+    for steps, is_shown in ((2, True), (3, False)):
+        *_, state = run(adamx.diagnose(tx, every=1), steps)
+        numbers = adamx.read(state).diagnostics.layers["a/kernel"]
+        for name in ("r/p50", "m/p50", "sqrt_v/p50", "step/p50", "cosine"):
+            assert np.isfinite(numbers[name]) == is_shown, (steps, name)
+        assert numbers["update_norm"] > 0
+
+
+def test_a_rate_that_is_not_one_for_the_state_is_not_known():
+    rule = ("kernel", adamx.scale_by_learning_rate(1e-2))
+    rates = adamx.groups([rule], default=adamx.scale_by_learning_rate(1e-3))
+    tx = optax.chain(adamx.scale_by_adam(), rates)
+    *_, state = run(adamx.diagnose(tx, every=1), 1)
+    for layer in ("a/kernel", "a/bias"):
+        numbers = adamx.read(state).diagnostics.layers[layer]
+        assert np.isnan(numbers["step/p50"])
+        assert numbers["r/p50"] == pytest.approx(1.0, rel=1e-5)
 
 
 def test_inside_stages_it_is_read_whatever_form_the_stage_has():
@@ -413,6 +482,25 @@ def test_eight_devices_give_the_numbers_of_one_and_gather_nothing():
     text = update.lower(*arguments).compile().as_text()
     gathered = [line for line in text.splitlines() if "all-gather(" in line]
     assert not any("256,512" in line for line in gathered)
+
+
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="no explicit axes before 0.7")
+def test_explicit_axes_give_the_numbers_of_one_device():
+    tx, shapes = make(every=1), {"large": (512, 256), "small": (8, 6)}
+    params, gradients = tree(0, shapes), tree(1, shapes)
+    _, want = jax.jit(tx.update)(gradients, tx.init(params), params)
+    explicit = (jax.sharding.AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=explicit)
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, PartitionSpec("x", "y"))
+        params, gradients = jax.device_put((params, gradients), place)
+        _, got = jax.jit(tx.update)(gradients, tx.init(params), params)
+    for layer in shapes:
+        chex.assert_trees_all_close(
+            adamx.read(got).diagnostics.layers[layer],
+            adamx.read(want).diagnostics.layers[layer],
+            rtol=1e-5,
+        )
 
 
 def test_dtypes_clients_and_checkpoints():

@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 
 import adamx
+from adamx.diagnostics import _relate
 from adamx.diagnostics._relate import ranks
 from adamx.reading import Diagnostics, Reading
 
@@ -304,6 +305,16 @@ def test_ahead_and_ties():
     assert math.isnan(row.correlation)
     assert not row.moves
     assert "nan" in str(still.relate())
+
+
+def test_the_score_is_normal_for_rank_correlations_of_noise():
+    """Its standard deviation is 1; n - 3 in the place of n - 4 has 1.09 here."""
+    rng, scores = np.random.default_rng(0), []
+    for _ in range(4000):
+        x, y, t = (rng.permutation(10.0 + np.arange(10)) for _ in range(3))
+        partial = _relate._correlations(x, y, t, 5)[2]
+        scores.append(_relate._score(partial, 10) * np.sign(partial))
+    assert np.std(scores) == pytest.approx(1.0, abs=0.04)
 
 
 def test_equal_values_share_their_rank():

@@ -92,6 +92,17 @@ def test_known_spectra(name, adam):
     assert found.edge == pytest.approx(found.preconditioned / found.threshold)
 
 
+def test_what_float32_does_not_resolve_has_not_converged():
+    """Beside a curvature of -1e6, rounding is as large as the largest eigenvalue."""
+    params = tree(np.ones(N))
+    state = adamx.sgd(1e-2).init(params)
+    a = matrix(np.r_[-1e6, np.linspace(0, 1, N - 1)])
+    found = adamx.sharpness(quadratic, params, state, a)
+    assert not found.converged
+    assert found.residual > 0.1
+    assert "Not converged" in str(found)
+
+
 def test_no_curvature_is_zero(adam):
     found = adamx.sharpness(quadratic, *adam, np.zeros((N, N), np.float32))
     assert (found.hessian, found.preconditioned, found.edge) == (0, 0, 0)

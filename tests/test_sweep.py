@@ -267,10 +267,11 @@ def test_what_diverged():
         "falls and returns": 2 - 1.4 * t + 2.0 * np.maximum(0, 2 * t - 1),
         "a small rise": 2 - 1.4 * t + 0.5 * np.maximum(0, 2 * t - 1),
         "blows up and recovers": 2 - 1.5 * t + 9 * (np.abs(t - 0.3) < 0.1),
+        "a hump at first": 2 - 1.4 * t + 1.2 * (np.abs(t - 0.1) < 0.05),
         "not finite": np.where(t > 0.9, np.inf, 2 - t),
     }
     losses = np.stack(list(curves.values()))
-    expected = [False, False, True, False, True, True]
+    expected = [False, False, True, False, True, False, True]
     # A loss has neither a zero nor a unit.
     for scale, shift in ((1.0, 0.0), (1e-3, -7.0), (1e4, 1e5)):
         moved = scale * losses + shift
@@ -278,6 +279,24 @@ def test_what_diverged():
         assert dict(zip(curves, got.tolist(), strict=True)) == dict(
             zip(curves, expected, strict=True)
         )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_does_not_move_has_not_diverged(dtype):
+    still = np.full((4, 100), 0.7, dtype)
+    rounded = still.copy()
+    rounded[-1, 60:] = np.nextafter(dtype(0.7), dtype(1))
+    for losses in (still, rounded):
+        smoothed = _curves.smooth(losses, _curves.default_weight(100))
+        assert not _curves.is_diverged(losses, smoothed).any()
+    np.testing.assert_array_equal(_curves.smooth(still, 0.8), still)
+    assert not _curves.from_divergence(_curves.smooth(still[0], 0.8)).any()
+
+
+def test_the_gain_is_at_least_ten_deviations_of_a_loss():
+    noise = np.random.default_rng(0).standard_normal((8, 4000))
+    unit = _curves.gain(5.0 + noise, np.full((8, 4000), 99.0))
+    assert unit == pytest.approx(10.0, rel=0.05)
 
 
 # label: (rates, scores, expected suggestion, expected band)

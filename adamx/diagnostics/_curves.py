@@ -11,6 +11,8 @@ _MEMORY = 1 / 20
 BAND = 0.05
 # The least gain, in standard deviations of the noise of a loss.
 _NOISES = 10.0
+# And in roundings of the first loss: the same number is not above itself.
+_ROUNDINGS = 10.0
 # A neighbour further off, by this factor, says nothing about a rate.
 _REACH = 2.0
 
@@ -27,13 +29,16 @@ def smooth(losses: np.ndarray, weight: float) -> np.ndarray:
     """
     losses = np.asarray(losses, np.float64)
     smoothed = np.empty_like(losses)
-    total, norm = np.zeros(losses.shape[:-1]), 0.0
+    mean, norm = np.zeros(losses.shape[:-1]), 0.0
     is_whole = np.ones(losses.shape[:-1], bool)
     for t in range(losses.shape[-1]):
         is_whole &= np.isfinite(losses[..., t])
-        total = weight * total + np.where(is_whole, losses[..., t], 0.0)
+        kept = weight * norm / (weight * norm + 1.0)
         norm = weight * norm + 1.0
-        smoothed[..., t] = np.where(is_whole, total / norm, np.nan)
+        # Not a sum over a sum, which is not constant for a constant loss.
+        loss = np.where(is_whole, losses[..., t], 0.0)
+        mean = loss - kept * (loss - mean)
+        smoothed[..., t] = np.where(is_whole, mean, np.nan)
     return smoothed
 
 
@@ -43,7 +48,8 @@ def gain(losses: np.ndarray, smoothed: np.ndarray) -> float:
     The start (one loss: all rates share it) minus the lowest smoothed loss at the end;
     at least ten times the noise of single losses, so that rates under which nothing
     moves are not told apart by their noise. The noise is that of the quieter rates
-    (lower quartile): the standard deviation of a loss against the next one's.
+    (lower quartile): the standard deviation of a loss against the next one's. At least
+    ten roundings of the start, for rates under which nothing moves at all.
     """
     is_whole = np.isfinite(losses).all(axis=-1)
     if not is_whole.any():
@@ -51,7 +57,8 @@ def gain(losses: np.ndarray, smoothed: np.ndarray) -> float:
     jumps = np.std(np.diff(losses[is_whole], axis=-1), axis=-1) / np.sqrt(2.0)
     noise = np.quantile(jumps, 0.25)
     fall = losses[is_whole, 0].max() - smoothed[is_whole, -1].min()
-    return float(max(fall, _NOISES * noise))
+    rounding = np.finfo(losses.dtype).eps * np.abs(losses[is_whole, 0]).max()
+    return float(max(fall, _NOISES * noise, _ROUNDINGS * rounding))
 
 
 def is_diverged(losses: np.ndarray, smoothed: np.ndarray) -> np.ndarray:

@@ -79,7 +79,8 @@ def diagnose(
         r/p50         percentile of r = |m_hat| / (sqrt(v_hat) + eps); for each p
         m/p50         of |m_hat|, in units of the gradient
         sqrt_v/p50    of sqrt(v_hat), likewise
-        step/p50      of learning rate x r, in units of the parameters: the step
+        step/p50      of learning rate x r, in units of the parameters: the step; NaN
+                      where the parameters of one State have different rates
         grad_norm     of the gradient that `tx` was given
         param_norm    of the parameters before the step; NaN where it was given none
         update_norm   of the updates as `tx` emits them, with decay and rate
@@ -88,13 +89,16 @@ def diagnose(
         still_share   of elements with r < 0.01
         cosine        of gradient and m_hat: how far the gradients agree
         nonfinite     number of elements of the gradient that are NaN or infinite
-        v_change      relative change of the median of v_hat since the last measurement
+        v_change      relative change of (median of sqrt(v_hat))^2 since the last
+                      measurement
 
     m_hat and v_hat are what the State recorded itself to use: with its b1, b2, eps and
     bias corrections. Where an optimizer has another numerator or denominator (AMSGrad,
     AdaMax, AdEMAMix, Sophia, ...), it is that; without a mean (RMSProp), m_hat is the
     gradient. Behind a switch to SGD, and for parameters without moments, these numbers
-    are NaN. Schedule-Free's step is 1 - b1 of the one shown, at first.
+    are NaN. Not in r, and so not in step, are Nesterov's look-ahead (NAdam), Sophia's
+    bound, and factors of the whole step (RAdam's rectification, LAMB's trust ratio, the
+    RMS of StableAdamW); Schedule-Free's step is 1 - b1 of the one shown, at first.
 
     All are exact for layers of up to 65,536 elements. Beyond, grad_norm is, and the
     others are from a fixed sample: the share of elements below a percentile is off by

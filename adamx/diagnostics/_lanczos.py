@@ -33,10 +33,11 @@ class Eigenvalue(NamedTuple):
     Attributes:
       value: the largest eigenvalue, algebraically.
       residual: |A x - value x| for a unit x, by Lanczos' own formula, over |value|: A
-        has an eigenvalue so near.
+        has an eigenvalue so near. No less than rounding leaves unknown, 4 eps times the
+        spectrum's size: where that is far larger than |value|, no product is left to be
+        learned from, and little is known.
       iterations: int32, products with A.
-      converged: whether the residual is within the tolerance, or no product is left to
-        be learned from: the space of the start vector is exhausted.
+      converged: whether the residual is within the tolerance.
     """
 
     value: jax.Array
@@ -100,9 +101,13 @@ def largest_eigenvalue(
     # Not a while_loop, which on CPU with jaxlib 0.6 ends before its first round when it
     # comes out of the persistent compilation cache.
     end = jax.lax.fori_loop(0, -(-iterations // steps), round_of_steps, carry)
-    value, residual = end.value, end.residual
+    value = end.value
+    residual = jnp.maximum(end.residual, _rounding(end, _size(end)))
     residual = jnp.where(residual == 0, zero, residual / jnp.abs(value))
-    return Eigenvalue(value, residual, end.taken, end.is_done & jnp.isfinite(value))
+    # The tolerance may be finer than the dtype: what all digits allow is enough.
+    enough = jnp.maximum(jnp.asarray(tolerance, dtype), 16 * jnp.finfo(dtype).eps)
+    is_known = jnp.isfinite(value) & (residual <= enough)
+    return Eigenvalue(value, residual, end.taken, end.is_done & is_known)
 
 
 def _step(product: Callable[[PyTree], PyTree], carry: _Carry) -> _Carry:
@@ -119,7 +124,7 @@ def _step(product: Callable[[PyTree], PyTree], carry: _Carry) -> _Carry:
     w, alpha = _minus(w, again, carry.v), alpha + again
     beta = _norm(w, dtype)
     size_so_far = jnp.maximum(_size(carry), jnp.abs(alpha) + last)
-    ends = beta <= 4 * jnp.finfo(dtype).eps * size_so_far
+    ends = beta <= _rounding(carry, size_so_far)
     place = jnp.where(is_due, k, size)  # out of range: dropped
     return carry._replace(
         taken=k + is_due.astype(k.dtype),
@@ -150,6 +155,11 @@ def _look(carry: _Carry, tolerance: jax.Array) -> _Carry:
     is_exact = residual <= 8 * jnp.finfo(dtype).eps * largest
     is_done = carry.is_exhausted | is_near | is_exact | ~jnp.isfinite(value)
     return carry._replace(is_done=is_done, value=value, residual=residual)
+
+
+def _rounding(carry: _Carry, size: jax.Array) -> jax.Array:
+    """What a number that comes out of others of this size is not known by."""
+    return 4 * jnp.finfo(carry.alphas.dtype).eps * size
 
 
 def _size(carry: _Carry) -> jax.Array:

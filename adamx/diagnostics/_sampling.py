@@ -11,6 +11,7 @@ median for 2,048.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,13 +44,30 @@ def sample(x: jax.Array, shape: tuple[int, ...], rows: int, count: int) -> jax.A
     own = x.shape[1:] if is_stack else x.shape
     if is_stack and x.shape[0] != rows:
         x = x[np.arange(rows) // -(-rows // x.shape[0])]
+    everywhere = _everywhere(x)
     if own == shape and count == math.prod(shape):
+        x = x if everywhere is None else jax.sharding.reshard(x, everywhere)
         return x.reshape(rows, count)
     # By index along each axis, not of the flattened array: a sharded one stays where
     # it is, and each device gives what it has.
     spans = [-(-n // d) for n, d in zip(shape, own, strict=True)]
     index = [i // s for i, s in zip(places(shape, count), spans, strict=True)]
-    found = x[(slice(None), *index)] if is_stack else x[tuple(index)]
+    at = (slice(None), *index) if is_stack else tuple(index)
+    found = x[at] if everywhere is None else x.at[at].get(out_sharding=everywhere)
     return (
         jnp.broadcast_to(found, (count,)).reshape(1, count) if not is_stack else found
     )
+
+
+def _everywhere(x: jax.Array) -> Any:
+    """Each device has all: where the sharding is a part of the type; else None.
+
+    So it is on a mesh with explicit axes. There a sharded array is neither flattened
+    nor indexed unless it is said how the result is sharded.
+    """
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    if sharding is None or sharding.mesh.empty or not hasattr(jax.sharding, "reshard"):
+        return None
+    if not any(sharding.spec):  # nothing is sharded
+        return None
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())

@@ -136,7 +136,8 @@ def lr_sweep(
 
     Smoothed: s_t = the mean of the losses up to t, weighted by b^(t - i). Score: the
     last s of a rate. Unit of what follows: the gain, from the first loss down to the
-    lowest score of all rates (at least ten standard deviations of a loss's noise).
+    lowest score of all rates (at least ten standard deviations of a loss's noise, and
+    ten roundings of it).
     Diverged: a loss is not finite, or an s is a whole gain above the first loss, or the
     last s is half a gain above the lowest s of that rate. Band: the unbroken range of
     rates about the lowest score whose scores are within 0.05 gains of it. Suggestion:

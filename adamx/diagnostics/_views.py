@@ -106,13 +106,16 @@ def _view(
     """What the moments of some parts say; NaN where there are none."""
     blank = jnp.full(g.shape, jnp.nan, g.real.dtype)
     now: tuple[Any, ...] = (jnp.full_like(g, jnp.nan), blank, blank, jnp.nan)
-    # Of several (stages), the one that took this step; none has: the first.
+    # Of several, the first that took this step; none has: the last. Of stages, the one
+    # at work, even if the step was skipped; behind a switch to one without: none.
     for position in reversed(range(len(held[0]))):
         k = held[0][position][0]
         ways = [own[position][1] for own in held]
         new: tuple[Any, ...] = (*_estimate(found[k], g, ways), found[k].rate)
-        is_first = position == len(held[0]) - 1
-        is_at_work = None if is_first else advanced(found[k], counts[k])
+        is_last = position == len(held[0]) - 1
+        is_at_work = found[k].is_at_work
+        if is_at_work is None and not is_last:
+            is_at_work = advanced(found[k], counts[k])
         if is_at_work is not None:
             new = tuple(
                 jnp.where(is_at_work, x, y) for x, y in zip(new, now, strict=True)
