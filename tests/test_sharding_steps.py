@@ -1,4 +1,4 @@
-"""Steps with a divided state: what is gathered, and that values are those of one device.
+"""Steps with a divided state: what is gathered, and values as on one device.
 
 What is gathered is read in the compiled program.
 """
@@ -85,8 +85,9 @@ def compiled(tx, way, place, shardings):
 
 # ------------------------------------------------------------- the compiled program
 
-MOVES = {"copy", "bitcast", "reshape", "transpose", "convert", "get-tuple-element"}
-MOVES |= {"all-gather-done", "optimization-barrier", "tuple", "copy-start", "copy-done"}
+GATHERS = ("all-gather", "all-gather-start")
+MOVES = {"copy", "bitcast", "reshape", "transpose", "convert", "tuple"}
+MOVES |= {"all-gather-done", "optimization-barrier", "copy-start", "copy-done"}
 
 
 def instructions(text):
@@ -118,6 +119,10 @@ def check_gathers(text, params, state):
     gathers = {
         k for k, v in program.items() if v[0] in ("all-gather", "all-gather-start")
     }
+    rows = [
+        row for row in text.splitlines() if re.search(r" all-gather(-start)?\(", row)
+    ]
+    assert len(rows) == len(gathers), "some are not in the entry computation"
     arguments = {
         name: int(re.search(r"parameter\((\d+)\)", row)[1])
         for name, (operation, _, row) in program.items()
@@ -139,9 +144,11 @@ def check_gathers(text, params, state):
         seen, todo = set(), [name]
         while todo:
             at = todo.pop()
+            operation, operands, row = program[at]
+            if operation == "get-tuple-element":  # of a fusion or a conditional
+                at = f"{operands[0]} {re.search(r'index=[0-9]+', row)[0]}"
             seen.add(at)
-            if program[at][0] in MOVES:
-                todo += program[at][1]
+            todo += operands if operation in MOVES else []
         return seen
 
     # No moment is gathered, neither an old one nor a new one.
@@ -219,10 +226,10 @@ def test_values_are_those_of_one_device(make, way, is_elementwise, programs):
 def test_the_check_of_gathers_can_fail():
     """Without the state's sharding nothing is gathered; on the way out a moment is."""
     tx, params, place = adamx.adamw(RATE), tree(0), NamedSharding(line(), P())
-    state = jax.device_put(tx.init(params), place)
-    everywhere = jax.tree.map(lambda _: place, state)
+    everywhere = jax.tree.map(lambda _: place, tx.init(params))
     shardings = state_shardings(tx, params, place, "data")
     step = updating(tx)
+    state = jax.eval_shape(tx.init, params)
     for before, after in ((everywhere, everywhere), (shardings, everywhere)):
         text = (
             jax.jit(
@@ -242,10 +249,12 @@ def test_the_check_of_gathers_can_fail():
 # ----------------------------------------------------------------- a whole train step
 
 
-def model_loss(params, batch):
+def model_loss(params, batch, out=None):
     x, y = batch
     hidden = jnp.tanh(x @ params["in"]["kernel"] + params["in"]["bias"])
-    return jnp.mean((hidden @ params["out"]["kernel"] + params["out"]["bias"] - y) ** 2)
+    said = {} if out is None else {"out_sharding": out}  # explicit axes ask for it
+    z = jnp.dot(hidden, params["out"]["kernel"], **said) + params["out"]["bias"]
+    return jnp.mean((z - y) ** 2)
 
 
 MODEL = {
@@ -263,11 +272,11 @@ def model_params():
     }
 
 
-def run_model(way, mesh, zero1):
+def run_model(way, mesh=None, zero1=None, out=None):
     tx, params = clipped(), model_params()
 
     def step(params, state, batch):
-        grads = jax.grad(model_loss)(params, batch)
+        grads = jax.grad(model_loss)(params, batch, out)
         return way(tx)(params, state, grads)
 
     kwargs, put = {}, lambda x: x
@@ -287,11 +296,8 @@ def run_model(way, mesh, zero1):
 
 
 def distance(params, others):
-    flat = [
-        np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)])
-        for t in (params, others)
-    ]
-    a, b = (x.astype(np.float64) for x in flat)
+    trees = (jax.tree.leaves(params), jax.tree.leaves(others))
+    a, b = (np.concatenate([np.float64(x).ravel() for x in tree]) for tree in trees)
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
@@ -307,10 +313,10 @@ def test_a_whole_step_on_four_by_two(kind, zero1):
     kinds = jax.sharding.AxisType
     axes = kinds.Auto if kind == "automatic" else kinds.Explicit
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axes, axes))
-    want, _ = run_model(updating, None, None)
+    want, _ = run_model(updating)
     if kind == "explicit":
         with jax.set_mesh(mesh):
-            got, state = run_model(updating, mesh, zero1)
+            got, state = run_model(updating, mesh, zero1, P("data", None))
     else:
         got, state = run_model(updating, mesh, zero1)
     assert distance(jax.device_get(got), want) <= 1e-6

@@ -37,6 +37,12 @@ class Given:
         """Of the mesh's axes."""
         return dict(self.mesh.shape)
 
+    @property
+    def is_explicit(self) -> bool:
+        """Whether shardings are a part of the arrays' types."""
+        kinds = getattr(self.mesh, "axis_types", None) or ()
+        return jax.sharding.AxisType.Explicit in tuple(kinds)
+
 
 def read_given(params: PyTree, param_shardings: PyTree, mesh: Mesh | None) -> Given:
     """Everything that is known of the parameters.
@@ -106,7 +112,7 @@ def _named(name: str, entry: Any, mesh: Mesh | None) -> NamedSharding:
 
 
 def _check_axes(name: str, spec: PartitionSpec, mesh: Any) -> None:
-    for axis in (a for axes in _entries(spec) for a in axes):
+    for axis in (a for axes in _entries(name, spec) for a in axes):
         if axis not in mesh.shape:
             raise ValueError(
                 f"`param_shardings` at '{name}' must name axes of the mesh, got "
@@ -118,7 +124,12 @@ def _axes_text(mesh: Any) -> str:
     return ", ".join(f"'{axis}' ({size})" for axis, size in mesh.shape.items())
 
 
-def _entries(spec: PartitionSpec) -> Dims:
+def _entries(name: str, spec: PartitionSpec) -> Dims:
+    if any(entry is PartitionSpec.UNCONSTRAINED for entry in spec):
+        raise ValueError(
+            f"`param_shardings` at '{name}' must name its axes, got {spec}; replace "
+            "UNCONSTRAINED by an axis or None."
+        )
     return tuple(
         () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
         for entry in spec
@@ -145,12 +156,7 @@ def _one_mesh(
 
 
 def _dims(name: str, shape: tuple[int, ...], sharding: NamedSharding) -> Dims:
-    if any(entry is PartitionSpec.UNCONSTRAINED for entry in sharding.spec):
-        raise ValueError(
-            f"`param_shardings` at '{name}' must name its axes, got {sharding.spec}; "
-            "replace UNCONSTRAINED by an axis or None."
-        )
-    entries = _entries(sharding.spec)
+    entries = _entries(name, sharding.spec)
     if len(entries) > len(shape):
         raise ValueError(
             f"`param_shardings` at '{name}' must have at most one entry for each "
@@ -192,7 +198,9 @@ def check_zero1(zero1: Any, mesh: Any) -> tuple[str, ...]:
                 f"{_axes_text(mesh)}."
             )
     if len(set(axes)) < len(axes):
-        raise ValueError(f"`zero1` must name each axis once, got {zero1!r}.")
+        raise ValueError(
+            f"`zero1` must name each axis once, got {zero1!r}; leave out the repeats."
+        )
     if pieces(axes, mesh.shape) == 1:
         where = "a mesh of one device" if mesh.size == 1 else _axes_text(mesh)
         raise ValueError(

@@ -39,7 +39,12 @@ def as_spec(dims: Dims) -> PartitionSpec:
 
 
 def divided(
-    shape: Shape, dims: Dims, axes: Sequence[str], sizes: Mapping[str, int]
+    shape: Shape,
+    dims: Dims,
+    axes: Sequence[str],
+    sizes: Mapping[str, int],
+    *,
+    only_whole: bool = False,
 ) -> Dims:
     """An array divided by further axes, as many of them as divide it evenly.
 
@@ -49,11 +54,14 @@ def divided(
       shape, dims: of the array as it is.
       axes: further axes; those that divide it already are left out.
       sizes: of the mesh's axes.
+      only_whole: leaves alone what is divided already: with explicit axes, arrays whose
+        dimension is divided in two ways do not add up.
 
     Returns:
       The new dims; the old ones where nothing divides.
     """
     used = {axis for own in dims for axis in own}
+    allowed = [not (only_whole and own) for own in dims]
     axes = [axis for axis in axes if axis not in used and sizes[axis] > 1]
     groups = [
         group
@@ -61,15 +69,19 @@ def divided(
         for group in itertools.combinations(axes, length)
     ]
     for group in sorted(groups, key=lambda g: -pieces(g, sizes)):
-        at = _best_dimension(shape, dims, group, sizes)
+        at = _best_dimension(shape, dims, group, sizes, allowed)
         if at is not None:
             dims = (*dims[:at], (*dims[at], *group), *dims[at + 1 :])
-            return divided(shape, dims, axes, sizes)
+            return divided(shape, dims, axes, sizes, only_whole=only_whole)
     return dims
 
 
 def _best_dimension(
-    shape: Shape, dims: Dims, axes: Sequence[str], sizes: Mapping[str, int]
+    shape: Shape,
+    dims: Dims,
+    axes: Sequence[str],
+    sizes: Mapping[str, int],
+    allowed: Sequence[bool],
 ) -> int | None:
     """Of those that divide evenly: a whole one, with long pieces, the first.
 
@@ -78,7 +90,7 @@ def _best_dimension(
     best = None
     for at, (n, own) in enumerate(zip(shape, dims, strict=True)):
         count = pieces((*own, *axes), sizes)
-        if n and n % count == 0:
+        if allowed[at] and n and n % count == 0:
             rank = (bool(own), -min(n // count, _LONG), at)
             best = rank if best is None else min(best, rank)
     return None if best is None else best[-1]

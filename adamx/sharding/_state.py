@@ -76,7 +76,7 @@ def place(
     axes, sizes = check_zero1(zero1, given.mesh), given.sizes
     mirrors = mirrored(tx, params)
     own = [
-        _specs.divided(shape, dims, axes, sizes)
+        _specs.divided(shape, dims, axes, sizes, only_whole=given.is_explicit)
         for shape, dims in zip(given.shapes, given.dims, strict=True)
     ]
     dims = [
@@ -143,8 +143,10 @@ def state_shardings(
     With `zero1`, the state is divided further over axes along which parameters are
     copies (the batch's axis): each device keeps and updates a piece, and XLA gathers
     the new parameters, once each; no moment is gathered. A parameter's arrays are all
-    divided along one dimension, whole before if there is one, else further. Pass these
-    shardings as out_shardings of `init` and of the step, else XLA may choose others.
+    divided along one dimension, whole before if there is one, else further (not with
+    explicit axes, where types would conflict). Pass these shardings as out_shardings of
+    `init` and of the step: else XLA may choose others, and with explicit axes the new
+    parameters are left in pieces.
 
     Values are those of one device: bit for bit where the algorithm goes element by
     element; sums (norms, LAMB) are added up in another order.

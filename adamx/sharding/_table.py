@@ -79,7 +79,7 @@ class ShardingTable(Printed):
         )
         if self.undivided:
             names = ", ".join(self.undivided)
-            yield Text(f"zero1 does not divide evenly: {names}; kept as the parameter")
+            yield Text(f"zero1 cannot divide: {names}; kept as the parameter")
 
 
 def describe_shardings(
