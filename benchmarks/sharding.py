@@ -1,12 +1,12 @@
 """What ZeRO-1 leaves of an optimizer's state on one device, from real buffers.
 
     python benchmarks/sharding.py                 GPT-2 small on eight simulated devices
-    python benchmarks/sharding.py --layers 2      a shorter one
+    python benchmarks/sharding.py --layers 1 --step
 
 For each optimizer: bytes of the state on the fullest device over those of the whole,
-as held after one compiled step; the gathers of that step, which must be one for each
-parameter whose state is divided; and their bytes. On accelerators, the devices there
-are.
+from its buffers and as planned. With --step a step is compiled (minutes for the whole
+model on CPU) and taken first, and its gathers are counted, which must be one for each
+parameter whose state is divided. On accelerators, the devices there are.
 """
 
 import argparse
@@ -55,29 +55,25 @@ def gathers(text: str) -> int:
     return sum(len(operands.split(",")) for operands in found)
 
 
-def measure(name: str, make: Callable[[], Any], shapes: Any, mesh: Mesh) -> list[str]:
-    """One line: the state as it is held after a step."""
+def measure(
+    name: str, make: Callable[[], Any], shapes: Any, mesh: Mesh, has_step: bool
+) -> list[str]:
+    """One line: the state as it is held, at first or after a step."""
     tx, whole = make(), NamedSharding(mesh, PartitionSpec())
-    # As one of zeros takes all of them: a state's bytes do not depend on its values.
-    zeros = jax.jit(lambda: [jnp.zeros(s) for s in shapes], out_shardings=whole)
-    like = jax.eval_shape(zeros)
+    ones = jax.jit(lambda: [jnp.ones(s) for s in shapes], out_shardings=whole)
+    like = jax.eval_shape(ones)
     shardings = state_shardings(tx, like, whole, "data")
     table = describe_shardings(tx, like, whole, "data")
-    step_of = adamx.fused(tx).step
-    step = jax.jit(
-        lambda params, state, grads: step_of(grads, state, params),
-        in_shardings=(whole, shardings, whole),
-        out_shardings=(whole, shardings),
-        donate_argnums=(0, 1),
-    )
-    init = jax.jit(tx.init, out_shardings=shardings)
-    compiled = step.lower(like, jax.eval_shape(tx.init, like), like).compile()
-    params = zeros()
-    state = init(params)
-    params, state = compiled(params, state, zeros())
+    params = ones()
+    state = jax.jit(tx.init, out_shardings=shardings)(params)
+    found = ""
+    if has_step:
+        step = compiled_step(tx, like, whole, shardings)
+        params, state = step(params, state)
+        divided = sum(bool(row.divided) for row in table.rows)
+        found = f"{gathers(step.as_text())} of {divided}"
     jax.block_until_ready((params, state))
     held = describe_shardings(tx, like, whole, "data", state=state)
-    divided = sum(bool(row.divided) for row in table.rows)
     del params, state
     gc.collect()
     return [
@@ -86,14 +82,29 @@ def measure(name: str, make: Callable[[], Any], shapes: Any, mesh: Mesh) -> list
         f"{held.bytes_per_device / 2**20:.1f}",
         f"{held.fraction:.4f}",
         f"{table.fraction:.4f}",
-        f"{gathers(compiled.as_text())} of {divided}",
         str(len(table.undivided)),
+        found,
     ]
 
 
-def show(head: list[str], table: list[list[str]]) -> None:
-    for line in [head, ["---"] + ["---:"] * (len(head) - 1), *table]:
-        print("| " + " | ".join(line) + " |", flush=True)
+def compiled_step(tx: Any, like: Any, whole: Any, shardings: Any) -> Any:
+    step_of = adamx.fused(tx).step
+
+    def descend(params: Any, state: Any) -> Any:
+        # Eight copies of a gradient would not fit beside those of the parameters.
+        return step_of([0.1 * p for p in params], state, params)
+
+    step = jax.jit(
+        descend,
+        in_shardings=(whole, shardings),
+        out_shardings=(whole, shardings),
+        donate_argnums=(0, 1),
+    )
+    return step.lower(like, jax.eval_shape(tx.init, like)).compile()
+
+
+def show(line: list[str]) -> None:
+    print("| " + " | ".join(line) + " |", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,6 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=12, help="blocks of GPT-2 (12)")
     parser.add_argument("--only", nargs="+", choices=list(rows()), default=None)
     parser.add_argument("--quick", action="store_true", help="a smoke test, few rows")
+    parser.add_argument("--step", action="store_true", help="also a step: its gathers")
     options = parser.parse_args(arguments)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     shapes = step_time.gpt2_shapes(layers=options.layers)
@@ -110,9 +122,11 @@ def main(arguments: list[str] | None = None) -> None:
         chosen = {"adamx.adamw": chosen["adamx.adamw"]}
     print(f"{step_time.device_name()}; {step_time.versions()}")
     print(f"{len(shapes)} parameters, {mesh.size} devices, zero1 over all of them\n")
-    head = ["", "state MiB", "per device MiB", "fraction", "planned", "gathers"]
-    table = [measure(name, make, shapes, mesh) for name, make in chosen.items()]
-    show([*head, "not divided"], table)
+    head = ["", "state MiB", "per device MiB", "fraction", "planned", "not divided"]
+    show([*head, "gathers"])
+    show(["---"] + ["---:"] * len(head))
+    for name, make in chosen.items():
+        show(measure(name, make, shapes, mesh, options.step))
 
 
 if __name__ == "__main__":

@@ -122,6 +122,16 @@ def test_every_tree_like_the_parameters_lies_as_they_do(label, make, trees):
         assert {name: plain[f"{tree}/{name}"] for name in PLAIN} == PLAIN
 
 
+def test_what_is_like_a_parameter_in_form_only_is_not_taken_for_one():
+    """The two words of a random key beside a single vector; not by its structure."""
+    codec = codecs.int8(min_size=1, block=8)
+    tx = adamx.scale_by_lion(mu_dtype=codec)
+    one = jax.ShapeDtypeStruct((16,), jnp.float32)
+    found = by_path(state_shardings(tx, one, P("model"), mesh=grid()))
+    assert found["mu/codes"] == found["mu/scales/0"] == P("model")
+    assert found["mu/key"] == P()
+
+
 def test_other_groups_and_masks():
     rules = [("a/down|odd", adam())]
     tx = adamx.groups(rules, default=adamx.scale_by_momentum(0.9))
