@@ -1,4 +1,17 @@
-"""SHAPES, MESH -> SHARDINGS: where an optimizer's state lies on many devices."""
+"""SHAPES, MESH -> SHARDINGS: where an optimizer's state lies on many devices.
+
+What a sum over a parameter or over all of them spans (norms in `clip_by_global_norm`,
+`guard`, `lamb`, `diagnose`; means in `adam_mini`, `clip_by_update_rms`; the largest
+element for the scales of codes):
+
+    under jit                    the whole arrays, however they and the state are
+                                 sharded, automatically or by explicit axes
+    inside shard_map, pmap       the device's piece alone; over all pieces only in
+                                 clip_by_global_norm(..., axis_name=)
+
+Wrappers that choose by `lax.cond` (`diagnose`, `guard`, `accumulate`, `stages`) need
+shard_map(..., check_vma=False): their branches differ in what varies between devices.
+"""
 
 from adamx.sharding._state import state_shardings as state_shardings
 from adamx.sharding._table import ShardingRow as ShardingRow
