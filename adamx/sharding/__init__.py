@@ -9,8 +9,8 @@ element for the scales of codes):
     inside shard_map, pmap       the device's piece alone; over all pieces only in
                                  clip_by_global_norm(..., axis_name=)
 
-Wrappers that choose by `lax.cond` (`diagnose`, `guard`, `accumulate`, `stages`) need
-shard_map(..., check_vma=False): their branches differ in what varies between devices.
+`diagnose` needs shard_map(..., check_vma=False): the branches of its conditional differ
+in what varies from device to device.
 """
 
 from adamx.sharding._state import state_shardings as state_shardings
