@@ -27,6 +27,7 @@ Where to start: recipes, one transformation for a whole task.
 from adamx import codecs as codecs
 from adamx import recipes as recipes
 from adamx import schedules as schedules
+from adamx import sharding as sharding
 from adamx.apply import apply_updates as apply_updates
 from adamx.compose import AccumulateState as AccumulateState
 from adamx.compose import AdamToSgdState as AdamToSgdState

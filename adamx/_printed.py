@@ -1,6 +1,7 @@
 """Tables of rich as text: what `print` and a notebook show of them."""
 
 import io
+import math
 import shutil
 from typing import Any
 
@@ -27,3 +28,11 @@ class Printed:
         return self.text()
 
     __repr__ = __str__
+
+
+def size_text(count: float) -> str:
+    """12 B, 3.5 KiB, 474.7 MiB."""
+    if count < 1024:
+        return f"{count:g} B"
+    power = min(int(math.log(count, 1024)), 4)
+    return f"{count / 1024**power:.1f} {'KMGT'[power - 1]}iB"

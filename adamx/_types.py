@@ -5,6 +5,7 @@ this file adds to the protocol, it only gathers the types in one place.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,3 +71,17 @@ def real_dtype(dtype: Any) -> Any:
 def scalar_dtype() -> Any:
     """The dtype of recorded scalars: float64 where x64 is enabled, else float32."""
     return jax.dtypes.canonicalize_dtype(np.float64)
+
+
+def byte_count(x: Any) -> float:
+    """Bytes of an array; a number of 4 bits is half a byte, a random key its words."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.eval_shape(jax.random.key_data, x)
+    if x.dtype == jnp.bool_:
+        bits = 8
+    elif jnp.issubdtype(x.dtype, jnp.complexfloating):
+        bits = 8 * x.dtype.itemsize
+    else:
+        is_float = jnp.issubdtype(x.dtype, jnp.floating)
+        bits = (jnp.finfo if is_float else jnp.iinfo)(x.dtype).bits
+    return math.prod(x.shape) * bits / 8

@@ -14,7 +14,7 @@ from tests.helpers import TEMPORARIES
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 MODULES = ("_problems", "_tasks", "step_time", "family", "paper_tables")
-MODULES += ("memory", "codes", "control", "diagnostics", "sweep")
+MODULES += ("memory", "codes", "control", "diagnostics", "sweep", "sharding")
 
 
 @pytest.fixture(scope="module")
@@ -254,3 +254,14 @@ def test_seeing_into_a_step_is_timed(modules, capsys):
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + len(modules["diagnostics"].entries())
     assert "A measurement: " in printed
+
+
+def test_zero1_keeps_an_eighth_of_the_state(modules, capsys):
+    modules["sharding"].main(["--quick", "--step"])
+    row = next(
+        x for x in capsys.readouterr().out.splitlines() if "adamw" in x and "|" in x
+    )
+    cells = [cell.strip() for cell in row.split("|")]
+    assert float(cells[4]) <= 0.13
+    assert cells[4] == cells[5]
+    assert cells[7] == "16 of 16"

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from adamx import _checks, _tree
-from adamx._printed import Printed
-from adamx._types import GradientTransformation, PyTree, dtype_of
+from adamx._printed import Printed, size_text
+from adamx._types import GradientTransformation, PyTree, byte_count, dtype_of
 from adamx.compose._behaviour import Behaviour, observe
 from adamx.compose._belongings import Belongings
 from adamx.reading import state_tree, unboxed
@@ -79,7 +79,7 @@ class Description(Printed):
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[Any]:
         yield _table(self, options.max_width)
-        size, state = _size(self.parameter_bytes), _size(self.state_bytes)
+        size, state = size_text(self.parameter_bytes), size_text(self.state_bytes)
         per = f"{self.bytes_per_parameter:.3g} bytes per parameter"
         yield Text(f"{self.parameters:,} parameters, {size}; state {state}, {per}")
         for note in self.notes:
@@ -148,8 +148,8 @@ def describe(
     return Description(
         rows=tuple(rows),
         parameters=sum(math.prod(p.shape) for p in leaves.values()),
-        parameter_bytes=sum(map(_bytes, leaves.values())),
-        state_bytes=sum(map(_bytes, arrays)),
+        parameter_bytes=sum(map(byte_count, leaves.values())),
+        state_bytes=sum(map(byte_count, arrays)),
         notes=tuple(notes),
     )
 
@@ -178,11 +178,11 @@ def _rows(
                 learning_rate=rates[0] if rates and len(rates) == 1 else rates or None,
                 decayed=behaviour.decayed,
                 frozen=behaviour.frozen,
-                state_bytes=sum(_bytes(array) for array, _ in own),
+                state_bytes=sum(byte_count(array) for array, _ in own),
                 stored=_stored(own),
             )
         )
-    shared = sum(_bytes(array) for array, _ in held.get(None, []))
+    shared = sum(byte_count(array) for array, _ in held.get(None, []))
     rows.append(Row(SHARED, None, None, "", None, None, None, shared))
     notes = []
     if not belongings.is_known:
@@ -230,23 +230,6 @@ def _check_state(state: PyTree, arrays: Sequence[Any]) -> None:
     raise ValueError(f"`state` must be of `tx` and `params`, got {got}. {remedy}")
 
 
-# ----------------------------------------------------------------------------- bytes
-
-
-def _bytes(x: Any) -> float:
-    """Bytes of an array; a number of 4 bits is half a byte, a random key its words."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.eval_shape(jax.random.key_data, x)
-    if x.dtype == jnp.bool_:
-        bits = 8
-    elif jnp.issubdtype(x.dtype, jnp.complexfloating):
-        bits = 8 * x.dtype.itemsize
-    else:
-        is_float = jnp.issubdtype(x.dtype, jnp.floating)
-        bits = (jnp.finfo if is_float else jnp.iinfo)(x.dtype).bits
-    return math.prod(x.shape) * bits / 8
-
-
 def _stored(own: Sequence[Any]) -> tuple[tuple[str, str], ...]:
     return tuple(
         (owned.field, str(array.dtype))
@@ -277,7 +260,9 @@ def _table(description: Description, width: int) -> Table:
         columns.append(("frozen", _frozen, {}))
     if is_wide and any(_moments(row) for row in rows):
         columns.append(("moments", _moments, {"overflow": "fold"}))
-    columns.append(("state", lambda row: _size(row.state_bytes), {"justify": "right"}))
+    columns.append(
+        ("state", lambda row: size_text(row.state_bytes), {"justify": "right"})
+    )
     table = Table(box=_RULES, show_edge=False, pad_edge=False, collapse_padding=True)
     for name, _, options in columns:
         table.add_column(name, no_wrap="overflow" not in options, **options)
@@ -336,11 +321,3 @@ def _moments(row: Row) -> str:
     if all(dtype in (row.dtype, "float32") for _, dtype in row.stored):
         return ""
     return ", ".join(f"{field} {dtype}" for field, dtype in row.stored)
-
-
-def _size(count: float) -> str:
-    """12 B, 3.5 KiB, 474.7 MiB."""
-    if count < 1024:
-        return f"{count:g} B"
-    power = min(int(math.log(count, 1024)), 4)
-    return f"{count / 1024**power:.1f} {'KMGT'[power - 1]}iB"

@@ -1,0 +1,19 @@
+"""SHAPES, MESH -> SHARDINGS: where an optimizer's state lies on many devices.
+
+What a sum over a parameter or over all of them spans (norms in `clip_by_global_norm`,
+`guard`, `lamb`, `diagnose`; means in `adam_mini`, `clip_by_update_rms`; the largest
+element for the scales of codes):
+
+    under jit                    the whole arrays, however they and the state are
+                                 sharded, automatically or by explicit axes
+    inside shard_map, pmap       the device's piece alone; over all pieces only in
+                                 clip_by_global_norm(..., axis_name=)
+
+`diagnose` needs shard_map(..., check_vma=False): the branches of its conditional differ
+in what varies from device to device.
+"""
+
+from adamx.sharding._state import state_shardings as state_shardings
+from adamx.sharding._table import ShardingRow as ShardingRow
+from adamx.sharding._table import ShardingTable as ShardingTable
+from adamx.sharding._table import describe_shardings as describe_shardings
