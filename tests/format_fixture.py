@@ -24,7 +24,8 @@ def make():
         adamx.clip_by_global_norm(1.0),
         adamx.adamw(1e-2, mu_dtype=codec, nu_dtype=codec, weight_decay=0.1),
     )
-    return adamx.diagnose(adamx.guard(inner, spike_zscore=6.0), every=2)
+    guarded = adamx.guard(inner, spike_zscore=6.0)
+    return adamx.diagnose(guarded, every=2, percentiles=(50,))
 
 
 def _tree(rng):

@@ -114,6 +114,7 @@ def test_stages_the_first_goes_on_and_the_one_at_work_comes_out():
 
 # --------------------------------------------------------------------- other storage
 
+# In the quick run one layout of each kind of code; all of them with `pytest -m slow`.
 FORMATS = {
     "float32": (None, 0.0),
     "bfloat16": (jnp.bfloat16, 2**-8),
@@ -124,16 +125,26 @@ FORMATS = {
     "fp8": (codecs.fp8(min_size=0), 0.07),
     "some": (codecs.int8(min_size=8), 0.02),
 }
+QUICK = {
+    ("float32", "float32"),
+    ("float32", "bfloat16"),
+    ("bfloat16", "float32"),
+    ("float32", "int8"),
+    ("int8", "float32"),
+    ("int8", "int8"),
+    ("int8", "some"),
+    ("int8", "fp8"),
+    ("stochastic", "int4"),
+}
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot follow an average")
-@pytest.mark.parametrize("new", FORMATS)
 @pytest.mark.parametrize(
-    "old",
+    ("old", "new"),
     [
-        "float32",
-        "int8",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("bfloat16", "fp8")),
+        pytest.param(old, new, marks=() if (old, new) in QUICK else pytest.mark.slow)
+        for old in FORMATS
+        for new in FORMATS
     ],
 )
 def test_moments_in_another_form(old, new):

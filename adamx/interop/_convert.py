@@ -25,6 +25,9 @@ _MASTERS = {
 }
 
 
+_read = jax.jit(moments.read_stored)
+
+
 def split_field(field: str) -> tuple[str, str]:
     """('mu', 'codes') of mu.codes; ('nu', '') of a field that is no part."""
     base, _, part = field.partition(".")
@@ -74,7 +77,7 @@ def converted(
     ):
         return f"it was {old.dtype}, is {new.dtype}"
     order = [part for part in PARTS if part in saved]
-    x = moments.read_stored([as_array(saved[part]) for part in order or [""]])
+    x = _read([as_array(saved[part]) for part in order or [""]])
     if factor != 1.0:
         x = moments.scale(x, jnp.asarray(factor, real_dtype(x.dtype)))
     return _stored(x, wanted), note
@@ -89,11 +92,17 @@ def _stored(x: jax.Array, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
         return parts | {"codes": x.astype(codes.dtype)}
     x = x.astype(jnp.float32)
     order = [part for part in PARTS[1:] if part in parts]
-    scales = find_scales(lambda turn: x, tuple(parts[part] for part in order))
-    parts |= dict(zip(order, scales, strict=True))
-    # 0 is the code of what is near 0 and has no sign: an old code that decides nothing.
-    parts["codes"] = encode(x, scales, codes, None)
-    return parts
+    codes, scales = _encoded(x, codes, tuple(parts[part] for part in order))
+    return parts | dict(zip(order, scales, strict=True)) | {"codes": codes}
+
+
+@jax.jit
+def _encoded(
+    x: jax.Array, codes: jax.Array, scales: tuple[jax.Array, ...]
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Codes and scales of an array, in the forms of others; to the nearest."""
+    scales = find_scales(lambda turn: x, scales)
+    return encode(x, scales, codes, None), scales
 
 
 def _is_number(x: Any, parts: Mapping[str, Any]) -> bool:

@@ -103,7 +103,8 @@ def _named(saved: Any) -> dict[Name, Any]:
     if isinstance(saved, Mapping):
         names = [parsed(key) if isinstance(key, str) else None for key in saved]
         if saved and all(names) and all(map(_is_array, saved.values())):
-            return dict(zip(names, saved.values(), strict=True))  # type: ignore[arg-type]
+            pairs = zip(names, saved.values(), strict=True)
+            return {name: x for name, x in pairs if name is not None}
         flat_keys = [k for k in saved if isinstance(k, str) and "/" in k]
         if flat_keys and all(map(_is_array, saved.values())):
             bad = next(k for k, n in zip(saved, names, strict=True) if n is None)
