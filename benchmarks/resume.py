@@ -81,7 +81,8 @@ def _digest(run) -> str:
     import jax
     import numpy as np
 
-    run = run | {"key": jax.random.key_data(run["key"])}
+    # A number that was restored is an array of 32 bits.
+    run = run | {"key": jax.random.key_data(run["key"]), "step": int(run["step"])}
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(run):
         digest.update(np.asarray(leaf).tobytes())
