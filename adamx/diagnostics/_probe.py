@@ -8,20 +8,20 @@ read from the state in place. Nothing of the size of all parameters is kept.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adamx import _tree, moments
-from adamx._types import PyTree, at_least_single, dtype_of, promote, real_dtype
+from adamx._types import PyTree, at_least_single, dtype_of, promote
 from adamx.diagnostics._layers import Layer, Part
 from adamx.diagnostics._percentiles import percentiles_of
 from adamx.diagnostics._sampling import sample
 from adamx.diagnostics._sources import sources
-from adamx.diagnostics._sums import row_is_finite, row_squares
-from adamx.diagnostics._views import View, views
+from adamx.diagnostics._sums import row_squares
+from adamx.diagnostics._views import Before, Samples, View, views
 from adamx.reading import unboxed
 
 STILL = 0.01  # r below this moves next to nothing
@@ -38,24 +38,6 @@ SINGLE = (
     "v_change",
 )
 _SAMPLED = RANGES[:3]
-
-
-class Before(NamedTuple):
-    """What is measured before the step; zeros where it is not.
-
-    Attributes:
-      squares: for each part (rows,), the sum of |g|^2.
-      is_clean: for each part (rows,), whether all of g is finite.
-      gradients, params, updates: the samples of each part, (rows, samples).
-      known: int32, 1 once all of it is.
-    """
-
-    squares: list[jax.Array]
-    is_clean: list[jax.Array]
-    gradients: list[jax.Array]
-    params: list[jax.Array]
-    updates: list[jax.Array]
-    known: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,49 +97,48 @@ class Probe:
         elements it would write them to memory, a tree of temporaries.
         """
         g = self._leaves(grads)
-        squares = row_squares(g, self._is_stack)
-        below = None if params is None else self._leaves(like_of(grads, params))
+        trees = [g, self._leaves(updates)]
+        if params is not None:
+            trees.insert(1, self._leaves(like_of(grads, params)))
+        squares = [x.astype(jnp.float32) for x in row_squares(g, self._is_stack)]
+        of_g, *of_params, of_updates = (
+            self._packed(tree, dtypes)
+            for tree, dtypes in zip(
+                trees, self._sampled_dtypes(grads, params), strict=True
+            )
+        )
         return Before(
-            squares=squares,
-            is_clean=self._is_clean(g, squares),
-            gradients=self._samples(g),
-            params=[] if below is None else self._samples(below),
-            updates=[
-                x.astype(zero.dtype)
-                for x, zero in zip(
-                    self._samples(self._leaves(updates)),
-                    self.nothing(grads, params).updates,
-                    strict=True,
-                )
-            ],
+            squares=jnp.concatenate(squares) if squares else jnp.zeros(0),
+            gradients=of_g,
+            params=of_params[0] if of_params else [],
+            updates=of_updates,
             known=jnp.ones((), jnp.int32),
         )
 
     def nothing(self, grads: PyTree, params: PyTree | None) -> Before:
         """Zeros in the place of the first half."""
-        below = None if params is None else like_of(grads, params)
-        dtypes = self._dtypes(grads)
-        of_params = None if below is None else self._dtypes(below)
-        # As wide as both, whatever is emitted: it is but measured.
-        widest = list(map(promote, dtypes, of_params or dtypes))
 
         def zeros(dtypes: Sequence[Any]) -> list[jax.Array]:
-            pairs = zip(dtypes, self.parts, strict=True)
-            return [jnp.zeros((p.rows, p.samples), dtype) for dtype, p in pairs]
+            found = []
+            for members in self._tables(dtypes):
+                rows = sum(self.parts[i].rows for i in members)
+                shape = rows, self.parts[members[0]].samples
+                found.append(jnp.zeros(shape, dtypes[members[0]]))
+            return found
 
-        pairs = zip(dtypes, self.parts, strict=True)
+        of_g, *of_params, of_updates = map(zeros, self._sampled_dtypes(grads, params))
         return Before(
-            squares=[jnp.zeros(p.rows, real_dtype(dtype)) for dtype, p in pairs],
-            is_clean=[jnp.zeros(p.rows, bool) for p in self.parts],
-            gradients=zeros(dtypes),
-            params=[] if of_params is None else zeros(of_params),
-            updates=zeros(widest),
+            squares=jnp.zeros(sum(part.rows for part in self.parts), jnp.float32),
+            gradients=of_g,
+            params=of_params[0] if of_params else [],
+            updates=of_updates,
             known=jnp.zeros((), jnp.int32),
         )
 
     def behind(
         self,
         before: Before,
+        like: tuple[PyTree, PyTree | None],
         counts: Sequence[Any],
         state: PyTree,
         previous: jax.Array,
@@ -166,6 +147,7 @@ class Probe:
 
         Args:
           before: the first.
+          like: gradients and parameters, for their dtypes.
           counts: of all `sources` of the state before the step.
           state: behind it.
           previous: the medians of sqrt(v_hat) as measured last, (rows,).
@@ -173,7 +155,14 @@ class Probe:
         Returns:
           The table, float32 (rows, numbers).
         """
-        samples = (before.gradients, before.params, before.updates)
+        dtypes = self._sampled_dtypes(*like)
+        arrays = [before.gradients, before.params, before.updates]
+        if len(dtypes) == 2:
+            del arrays[1]
+        samples = [
+            Samples(self._tables(own), of_tables, self.parts)
+            for own, of_tables in zip(dtypes, arrays, strict=True)
+        ]
         found = views(self.parts, samples, sources(state), counts)
         columns = self._norms(before, found) | self._shares(found)
         rate = self._add(found, lambda v: _all_rows(v, v.rate), self._part_of_layer)
@@ -199,26 +188,33 @@ class Probe:
         found = [dtype_of(unboxed(by_path[part.path])) for part in self.parts]
         return [at_least_single(dtype) for dtype in found]
 
-    def _samples(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-        return [
-            sample(x, p.shape, p.rows, p.samples).astype(at_least_single(x.dtype))
-            for x, p in zip(arrays, self.parts, strict=True)
-        ]
+    def _sampled_dtypes(self, grads: PyTree, params: PyTree | None) -> list[list[Any]]:
+        """Of gradients, parameters where they are known, and updates; by part."""
+        found = [self._dtypes(grads)]
+        if params is not None:
+            found.append(self._dtypes(like_of(grads, params)))
+        # As wide as both, whatever is emitted: it is but measured.
+        return [*found, list(map(promote, found[0], found[-1]))]
 
-    def _is_clean(
-        self, arrays: list[jax.Array], squares: list[jax.Array]
+    def _tables(self, dtypes: Sequence[Any]) -> list[tuple[int, ...]]:
+        """The parts of each table."""
+        found: dict[Any, list[int]] = {}
+        for i, dtype in enumerate(dtypes):
+            found.setdefault((self.parts[i].samples, dtype), []).append(i)
+        return list(map(tuple, found.values()))
+
+    def _packed(
+        self, arrays: Sequence[jax.Array], dtypes: Sequence[Any]
     ) -> list[jax.Array]:
-        """Whether all elements are finite: no pass over all where the norms are."""
-        if not squares:
-            return []
-        are_finite = [jnp.isfinite(s) for s in squares]
-
-        def looked() -> list[jax.Array]:  # a norm overflows for less
-            return row_is_finite(arrays, self._is_stack)
-
-        return jax.lax.cond(
-            jnp.all(jnp.concatenate(are_finite)), lambda: are_finite, looked
-        )
+        """Tables of the samples of arrays."""
+        own = [
+            sample(x, p.shape, p.rows, p.samples).astype(dtype)
+            for x, p, dtype in zip(arrays, self.parts, dtypes, strict=True)
+        ]
+        return [
+            jnp.concatenate([own[i] for i in members])
+            for members in self._tables(dtypes)
+        ]
 
     # ------------------------------------------------- from rows of parts to the table
 
@@ -270,14 +266,15 @@ class Probe:
             return jnp.sqrt(self._add(found, squares, self._density))
 
         p, u = norm("params"), norm("updates")
+        squares = self._scattered(self.places, [before.squares])
         return {
-            "grad_norm": jnp.sqrt(self._scattered(self.places, before.squares)),
+            "grad_norm": jnp.sqrt(squares),
             "param_norm": p,
             "update_norm": u,
             "update_ratio": jnp.where(p == 0, jnp.nan, u / p),
             "nonfinite": jnp.maximum(
                 jnp.round(self._add(found, _count_bad, self._density)),
-                (self._scattered(self.places, [~x for x in before.is_clean]) > 0) * 1.0,
+                (~jnp.isfinite(squares)).astype(jnp.float32),
             ),
         }
 

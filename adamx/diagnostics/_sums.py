@@ -31,21 +31,6 @@ def row_squares(
     return _by_row(total, arrays, is_stack)
 
 
-def row_is_finite(
-    arrays: Sequence[jax.Array], is_stack: Sequence[bool]
-) -> list[jax.Array]:
-    """Whether all elements of each row of each array are finite; see `_by_row`."""
-
-    def total(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        # 0, or NaN where x is not finite. Not a maximum: XLA's leaves NaN out on CPUs.
-        nothing = x - x
-        if jnp.iscomplexobj(x):
-            nothing = nothing.real + nothing.imag
-        return jnp.sum(nothing, axis=axes)
-
-    return [jnp.isfinite(x) for x in _by_row(total, arrays, is_stack)]
-
-
 def _by_row(
     reduce: Callable[[jax.Array, tuple[int, ...]], jax.Array],
     arrays: Sequence[jax.Array],

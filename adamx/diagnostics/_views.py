@@ -9,11 +9,31 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adamx import moments
 from adamx.diagnostics._layers import Part
 from adamx.diagnostics._sampling import sample
 from adamx.diagnostics._sources import Source, advanced
+
+
+class Before(NamedTuple):
+    """What is measured before the step; zeros where it is not.
+
+    Tables of all parts with equally many samples, of one dtype: what leaves a
+    conditional is copied, and an array for each leaf would take long to compile.
+
+    Attributes:
+      squares: float32 (rows of all parts,), the sums of |g|^2.
+      gradients, params, updates: for each table the samples, (rows, samples).
+      known: int32, 1 once all of it is.
+    """
+
+    squares: jax.Array
+    gradients: list[jax.Array]
+    params: list[jax.Array]
+    updates: list[jax.Array]
+    known: jax.Array
 
 
 class View(NamedTuple):
@@ -40,9 +60,40 @@ class View(NamedTuple):
     updates: jax.Array
 
 
+class Samples(NamedTuple):
+    """The samples of all parts, in tables.
+
+    Attributes:
+      members: for each table, the parts whose rows follow one another.
+      arrays: the tables, (rows, samples).
+      parts: all parts.
+    """
+
+    members: list[tuple[int, ...]]
+    arrays: Sequence[jax.Array]
+    parts: Sequence[Part]
+
+    def dtype(self, i: int) -> Any:
+        """Of a part."""
+        pairs = zip(self.members, self.arrays, strict=True)
+        return next(x.dtype for members, x in pairs if i in members)
+
+    def of(self, wanted: tuple[int, ...]) -> jax.Array:
+        """The rows of some parts: a table, where they are all that it has."""
+        found: dict[int, jax.Array] = {}
+        for members, x in zip(self.members, self.arrays, strict=True):
+            if members == wanted:
+                return x
+            ends = np.cumsum([self.parts[i].rows for i in members])
+            for i, end in zip(members, ends, strict=True):
+                if i in wanted:
+                    found[i] = x[end - self.parts[i].rows : end]
+        return _stacked([found[i] for i in wanted])
+
+
 def views(
     parts: Sequence[Part],
-    samples: tuple[Sequence[jax.Array], Sequence[jax.Array], Sequence[jax.Array]],
+    samples: Sequence[Samples],
     found: Sequence[Source],
     counts: Sequence[Any],
 ) -> list[View]:
@@ -50,11 +101,10 @@ def views(
 
     Args:
       parts: the parts.
-      samples: of gradient, parameters and updates of each; no parameters: not known.
+      samples: of gradients, parameters where they are known, and updates.
       found: the states with moments.
       counts: of each of them, before the step.
     """
-    gradients, params, updates = samples
     groups: dict[Any, list[int]] = {}
     held: list[list[tuple[int, list[list[jax.Array]]]]] = []
     for i, part in enumerate(parts):
@@ -65,22 +115,18 @@ def views(
         ]
         held.append(own)
         form = [(k, jax.tree.map(_kind, stored)) for k, stored in own]
-        dtypes = [of_part[i].dtype for of_part in samples if of_part]
+        dtypes = [one.dtype(i) for one in samples]
         key = (part.samples, str(dtypes), str(form))
         groups.setdefault(key, []).append(i)
-    return [
-        _view(
-            tuple(members),
-            _stacked([gradients[i] for i in members]),
-            [held[i] for i in members],
-            found,
-            counts,
-        )._replace(
-            params=_stacked([params[i] for i in members]) if params else None,
-            updates=_stacked([updates[i] for i in members]),
-        )
-        for members in groups.values()
-    ]
+    result = []
+    for own_parts in groups.values():
+        members = tuple(own_parts)
+        of_g, *of_params, of_updates = (one.of(members) for one in samples)
+        ways = [held[i] for i in members]
+        view = _view(members, of_g, ways, found, counts)
+        params = of_params[0] if of_params else None
+        result.append(view._replace(params=params, updates=of_updates))
+    return result
 
 
 def _samples(stored: Sequence[jax.Array], part: Part) -> list[jax.Array]:
