@@ -124,7 +124,7 @@ def tiny_early(run: Run) -> Sequence[Sign]:
     if not ill or len(ill) < EVERYWHERE * len(judged):
         return []
     evidence = {"median r": median(medians(r[ill])), "threshold": TINY}
-    evidence |= {"layers": len(ill), "of layers": len(judged)}
+    evidence |= {"layers": len(ill), "layers judged": len(judged)}
     evidence |= span(run.steps[places])
     return [Sign("tiny_early", None, "warning", evidence)]
 

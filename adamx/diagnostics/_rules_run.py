@@ -250,7 +250,7 @@ def ready_for_sgd(run: Run) -> Sequence[Sign]:
         return []
     evidence = {
         "layers": len(ready),
-        "of layers": len(judged),
+        "layers judged": len(judged),
         "change of v": median(medians(np.abs(change[ready]))),
         "m / its largest": median(medians(m[ready]) / largest[ready, 0]),
         **span(run.steps[run.places()]),
