@@ -25,6 +25,7 @@ Where to start: recipes, one transformation for a whole task.
 """
 
 from adamx import codecs as codecs
+from adamx import interop as interop
 from adamx import recipes as recipes
 from adamx import schedules as schedules
 from adamx import sharding as sharding

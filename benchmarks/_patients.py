@@ -22,7 +22,8 @@ class Patient(NamedTuple):
     Attributes:
       init: key -> parameters.
       losses: (params, batch) -> the loss of each example.
-      train, held_out: arrays with a leading axis of examples.
+      train, held_out: arrays with a leading axis of examples; train is sorted, by label
+        or by how much of a row is blank.
       sick: path of the matrix that falls ill.
       relu: path of the layer before a ReLU, whose bias can kill it.
       augment: (key, batch) -> batch.
@@ -58,7 +59,8 @@ def _digits() -> tuple[Any, Any]:
     x, x_test, y, y_test = train_test_split(
         images.astype(np.float32) / 16, labels, test_size=450, random_state=0
     )
-    return (x, y.astype(np.int32)), (x_test, y_test.astype(np.int32))
+    order = np.argsort(y, kind="stable")
+    return (x[order], y[order].astype(np.int32)), (x_test, y_test.astype(np.int32))
 
 
 def _moved(key: jax.Array, batch: Any) -> Any:
@@ -170,6 +172,7 @@ def recurrent() -> Patient:
         return found.mean(-1)
 
     train, held_out = rows[:-400], rows[-400:]
+    train = train[np.argsort((train == alphabet[" "]).sum(1), kind="stable")]
     sick = "gate_hidden/kernel"
     return Patient(init, losses, train, held_out, sick, "mixer", _as_it_is, 32)
 

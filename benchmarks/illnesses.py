@@ -40,7 +40,8 @@ SOUND = {
     "early": 1.0,  # gradients of all layers in the first 20 steps, times this
     "layer_early": 1.0,  # of the sick layer
     "layer_late": 1.0,  # of the sick layer from step 440 on
-    "rare": 1.0,  # 85% of the sick layer's columns have gradients each so many steps
+    "rare": 0.0,  # share of the sick layer's columns with a gradient each 270 steps
+    "sorted": 0.0,  # the period in which batches are of the one half and of the other
     "layer_nan": NO,  # NaN in the sick layer's gradient each so many steps
     "batch_nan": NO,  # NaN in the loss each so many steps
     "examples": NO,  # trained on, of all
@@ -53,7 +54,7 @@ is planted in a run of 500 steps; then its cause is taken away and the run goes 
 500 (or begins again, where the parameters were lost). "Found": a finding that says what
 is wrong, in the layer where it is. "Clears": it is gone at the end. Bold in the second
 table: the kinds that say what is wrong."""
-EARLY, LATE, RARE = 20, 440, 0.85
+EARLY, LATE, RARE = 20, 440, 270
 
 
 class Illness(NamedTuple):
@@ -93,23 +94,24 @@ ILLNESSES = {
     ),
     "early": Illness(
         "first gradients of all layers times",
-        (1e2, 1e3, 1e4),
+        (1e3, 1e4, 1e5),
         lambda s: {"early": s},
         ("tiny_early", "near_zero"),
         where="all",
         cure={"b2": 0.9},
     ),
     "outliers": Illness(
-        "85 % of a layer's columns have a gradient every so many steps",
-        (100, 200, 400),
+        "share of a layer's columns with a gradient every 270 steps",
+        (0.6, 0.7, 0.8),
         lambda s: {"rare": s},
         ("outliers",),
     ),
     "layer fast": Illness(
         "rate of a layer times",
-        (30, 300, 3000),
+        (300, 3000, 30000),
         lambda s: {"layer_rate": s},
-        ("ratio_high", "imbalance", "growing"),
+        ("rate_apart", "ratio_high", "imbalance", "growing"),
+        restart=True,
     ),
     "layer slow": Illness(
         "rate of a layer times",
@@ -121,17 +123,16 @@ ILLNESSES = {
         "rate of all layers times",
         (100, 1000, 10000),
         lambda s: {"rate": s},
-        ("ratio_high", "diverging", "lost_loss", "oscillation"),
+        ("stuck", "ratio_high", "diverging", "lost_loss", "oscillation"),
         where="all",
         restart=True,
     ),
     "oscillation": Illness(
-        "the same batch in each step, rate of all layers times",
-        (10, 30, 100),
-        lambda s: {"fixed": 1.0, "rate": s},
-        ("oscillation", "ratio_high", "diverging"),
+        "batches of one half of the labels, then of the other: period in steps",
+        (16, 14, 2),
+        lambda s: {"sorted": s},
+        ("oscillation",),
         where="all",
-        restart=True,
     ),
     "exploding": Illness(
         "gradient of a layer from step 440 on, times",
@@ -169,7 +170,7 @@ ILLNESSES = {
     ),
     "few examples": Illness(
         "examples to train on",
-        (64, 32, 16),
+        (32, 16, 8),
         lambda s: {"examples": s},
         ("gap",),
         where="all",
@@ -209,8 +210,8 @@ def ill_gradients(patient: Patient, grads: Any, plant: Any, step: Any) -> Any:
             return g
         g = g * jnp.where(step < EARLY, plant["layer_early"], 1.0)
         g = g * jnp.where(step >= LATE, plant["layer_late"], 1.0)
-        is_rare = jnp.arange(g.shape[-1]) < RARE * g.shape[-1]
-        g = jnp.where(is_rare & (step % plant["rare"] != 0), 0.0, g)
+        is_rare = jnp.arange(g.shape[-1]) < plant["rare"] * g.shape[-1]
+        g = jnp.where(is_rare & (step % RARE != 0), 0.0, g)
         is_nan = (step + 1) % plant["layer_nan"] == 0
         return g.at[(0,) * g.ndim].multiply(jnp.where(is_nan, jnp.nan, 1.0))
 
@@ -221,7 +222,11 @@ def batch_of(patient: Patient, key: Any, plant: Any, step: Any) -> Any:
     total = len(jax.tree.leaves(patient.train)[0])
     among = jnp.minimum(plant["examples"], total)
     key = jax.random.fold_in(key, jnp.where(plant["fixed"] > 0, 0, step))
-    at = (jax.random.uniform(key, (patient.batch,)) * among).astype(jnp.int32)
+    place = jax.random.uniform(key, (patient.batch,))
+    half = (2 * step // jnp.maximum(plant["sorted"], 1.0)) % 2
+    place = jnp.where(plant["sorted"] > 0, (place + half) / 2, place)
+    at = (place * among).astype(jnp.int32)
+    at = at * (total // among).astype(jnp.int32)  # few examples: of all kinds
     batch = jax.tree.map(lambda x: jnp.asarray(x)[at], patient.train)
     changed = patient.augment(jax.random.fold_in(key, 1), batch)
     is_plain = (plant["fixed"] > 0) | (plant["examples"] < NO)
@@ -299,8 +304,9 @@ def optimizers(rate: float) -> dict[str, Any]:
         "amsgrad": adamx.amsgrad(rate),
         "lamb": adamx.lamb(5 * rate, weight_decay=0.01),
         "rmsprop": adamx.rmsprop(rate / 2, decay=0.99),
-        "momentum": adamx.momentum(10 * rate),
-        "lion": adamx.lion(rate / 5, weight_decay=0.01),
+        "stable_adamw": adamx.stable_adamw(rate),
+        "adamax": adamx.adamax(rate),
+        "ademamix": adamx.ademamix(rate),
     }
 
 

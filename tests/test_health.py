@@ -373,7 +373,7 @@ def test_imbalance_above():
         assert len(found) == count, "three layers have no usual one"
 
 
-def test_a_rate_apart_is_an_imbalance():
+def test_a_rate_apart():
     for rate, ratio, expected in (
         (130.0, 0.011, True),
         (1e5, 0.011, True),
@@ -382,7 +382,7 @@ def test_a_rate_apart_is_an_imbalance():
     ):
         apart = {"step/p90": 4e-4 * rate, "update_ratio": ratio}
         found = adamx.health(history(apart))
-        assert named(found) == ({("imbalance", SICK)} if expected else set()), rate
+        assert named(found) == ({("rate_apart", SICK)} if expected else set()), rate
     (found,) = adamx.health(history({"step/p90": 0.4, "update_ratio": 0.02}))
     evidence = found.evidence
     assert evidence["rate"] == pytest.approx(0.4 / 0.37, rel=0.11)

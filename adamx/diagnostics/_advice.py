@@ -215,12 +215,22 @@ WORDS = {
         "the layer learns at another pace than the rest",
         (
             "One rate for layers of different scales of parameters.",
-            "Its own rate is far from that of the others, see the evidence.",
             "Its initialisation is far from that of the others.",
         ),
         (
             "A rate of its own: adamx.groups([(regex, tx)]).",
             "adamx.lamb, whose steps are in units of each layer's parameters.",
+        ),
+    ),
+    "rate_apart": Words(
+        "the layer's rate is far above that of the others",
+        (
+            "A wrong number in the rates of adamx.groups, or of a mask.",
+            "A rate that is meant for SGD, in a layer with Adam.",
+        ),
+        (
+            "The rate of the other layers for this one, or at most some ten times it.",
+            "adamx.describe(tx, params) shows the rate of each group.",
         ),
     ),
     "gap": Words(

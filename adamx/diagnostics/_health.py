@@ -31,6 +31,7 @@ RULES: tuple[Rule, ...] = (
     _rules.ratio_low,
     _rules.oscillation,
     _rules.imbalance,
+    _rules.rate_apart,
     _rules_run.lost_loss,
     _rules_run.diverging,
     _rules_run.stuck,
@@ -50,7 +51,7 @@ _IMPLIED = {
     "oscillation": {"skipped"},
     "imbalance": {
         *("near_zero", "eps_dominates", "tiny_early", "ratio_low", "ratio_high"),
-        *("outliers", "exploding", "growing", "nonfinite"),
+        *("outliers", "exploding", "growing", "nonfinite", "rate_apart"),
     },
     "plateau": {"gap", "diverging", "lost_loss", "stuck", "near_zero", "eps_dominates"},
     "ready_for_sgd": {"gap", "diverging", "lost_loss", "stuck"},
@@ -97,9 +98,10 @@ def health(history: History | Reading) -> list[Finding]:
     Looks for: non-finite gradients, losses and skipped steps; exploding gradients and
     growing parameters; layers without a gradient; eps as the larger part of the
     denominator; medians of r near zero, everywhere early or in a layer; few elements
-    with all of the steps; update/parameter ratios far from 1e-3, and layers far from
-    the others; oscillation; a loss above where it began, or that does not fall;
-    validation that gets worse or stands still; Adam ready for the hand-over to SGD.
+    with all of the steps; update/parameter ratios far from 1e-3, layers far from
+    the others, in their ratios or in their rates; oscillation; a loss above where it
+    began, or that does not fall; validation that gets worse or stands still; Adam ready
+    for the hand-over to SGD.
     Thresholds and their sources: `adamx/diagnostics/_rules.py` and `_rules_run.py`.
 
     Numbers of layers are judged behind step 50 and behind the warmup of the rate, by
