@@ -189,12 +189,12 @@ def show(title: str, rows: list[list[str]]) -> None:
         print("| " + " | ".join(row) + " |")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=list(HEADS), choices=list(HEADS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     print(f"{step_time.device_name()}; {step_time.versions()}")
     if "speed" in options.parts:
         steps, count = (30, 4) if options.quick else (300, 32)

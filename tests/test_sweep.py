@@ -416,7 +416,7 @@ def test_tables(sweep, range_test):
     rows = [line for line in text.splitlines() if re.match(r" *[\d.e-]+ ", line)]
     assert len(rows) == len(RATES)
     assert "suggestion" in range_test.table()
-    assert max(map(len, (text + range_test.table()).splitlines())) <= 88
+    assert max(map(len, f"{text}\n{range_test.table()}".splitlines())) <= 88
 
 
 @pytest.mark.parametrize("name", ["sweep", "range_test"])
