@@ -13,9 +13,9 @@ import pytest
 from tests.helpers import TEMPORARIES
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
-MODULES = ("_problems", "_tasks", "_patients", "step_time", "family", "paper_tables")
-MODULES += ("memory", "codes", "control", "diagnostics", "sweep", "sharding")
-MODULES += ("illnesses",)
+MODULES = ("_problems", "_tasks", "_tables", "_patients", "step_time", "family")
+MODULES += ("paper_tables", "memory", "codes", "control", "diagnostics", "sweep")
+MODULES += ("sharding", "illnesses")
 
 
 @pytest.fixture(scope="module")

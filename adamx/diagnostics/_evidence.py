@@ -24,7 +24,7 @@ class Sign(NamedTuple):
     """A symptom as a rule sees it.
 
     Attributes:
-      kind: a name in `_advice.ADVICE`.
+      kind: a name in `_advice.WORDS`.
       layer: its name; None: the whole run.
       severity: "severe", "warning" or "info".
       evidence: numbers, and the steps that they come from.
@@ -71,11 +71,7 @@ class Run:
 
     def percentile(self, kind: str, near: float) -> str | None:
         """The number that is the percentile nearest to one, at most 10 away."""
-        found = [
-            (abs(float(match[1]) - near), name)
-            for name in self._numbers
-            if (match := re.fullmatch(rf"{kind}/p(\d+(?:\.\d+)?)", name))
-        ]
+        found = [(abs(q - near), name) for q, name in percentiles(self.history, kind)]
         return min((f for f in found if f[0] <= 10), default=(0.0, None))[1]
 
     def recent(
@@ -112,6 +108,21 @@ class Run:
         return found | span(self.steps[places])
 
 
+def percentiles(history: "History", kind: str) -> list[tuple[float, str]]:
+    """The measured ones of "r", "m", ..., in order: (10.0, "r/p10"), ..."""
+    found = []
+    for number in history.numbers:
+        match = re.fullmatch(rf"{kind}/p(\d+(?:\.\d+)?)", number)
+        if match:
+            found.append((float(match[1]), number))
+    return sorted(found)
+
+
+def columns_named(history: "History", name: str) -> list[str]:
+    """The column of that name, or those of its groups."""
+    return [c for c in history.columns if c == name or c.startswith(f"{name}/")]
+
+
 def span(steps: np.ndarray, what: str = "measurements") -> dict[str, int]:
     """How many measurements (or records), and from which steps."""
     return {
@@ -138,14 +149,9 @@ def relative_rate(history: "History") -> tuple[np.ndarray, int]:
     Of several groups the largest relative rate. A rate that still rises at the end is
     not warm yet.
     """
-    names = [
-        name
-        for name in history.columns
-        if name == "learning_rate" or name.startswith("learning_rate/")
-    ]
     steps, warm = history.steps, 0
     found = np.zeros(len(steps))
-    for name in names:
+    for name in columns_named(history, "learning_rate"):
         values = history.column(name)
         has = np.isfinite(values)
         known, at = values[has], steps[has]
