@@ -13,9 +13,11 @@ from flax import nnx, serialization
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
+from adamx import catalogue
 from adamx.diagnostics._layers import layers_of
 from adamx.diagnostics._probe import RANGES, SINGLE
 from adamx.diagnostics._sampling import sample
+from adamx.diagnostics._sources import sources
 from adamx.moments import _layout
 from tests.helpers import TEMPORARIES
 
@@ -604,3 +606,14 @@ def test_all_numbers_are_fetched_at_once():
         for numbers in layers.values()
         for number in numbers.values()
     )
+
+
+def test_the_error_names_all_that_have_moments():
+    params = {"w": jnp.ones((2, 2))}
+    with pytest.raises(ValueError, match="must hold Adam-like moments") as error:
+        adamx.diagnose(adamx.sgd(1e-3)).init(params)
+    supported = str(error.value).split("of this library")[0]
+    names = [entry.name for entry in catalogue.OPTIMIZERS]
+    named = {name for name in names if re.search(rf"\b{name}\b", supported)}
+    states = {name: getattr(adamx, name)(1e-3).init(params) for name in names}
+    assert named == {name for name, state in states.items() if sources(state)}

@@ -1,6 +1,6 @@
 """HISTORY -> WHAT RULES LOOK AT: the settled, recent measurements of a run.
 
-Three numbers of our own keep passing states from being called illnesses; all rules by
+A few numbers of our own keep passing states from being called illnesses; all rules by
 layer share them. They were fixed before any run that tests them.
 """
 
