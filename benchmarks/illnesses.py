@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import step_time
 from _patients import PATIENTS, Patient
@@ -234,28 +233,21 @@ def batch_of(patient: Patient, key: Any, plant: Any, step: Any) -> Any:
 
 
 def prepared(patient: Patient, make_tx: Callable[..., Any] = make_tx) -> Run:
-    """Compiled: `EVERY` steps with a plant, and the loss of what is held out."""
+    """Compiled: a step with a plant, and the loss of what is held out."""
 
     @jax.jit
-    def steps(carry: Any, start: Any, plant: Any, key: Any) -> Any:
-        tx = make_tx(patient, plant)
+    def step(params: Any, state: Any, number: Any, plant: Any, key: Any) -> Any:
+        batch = batch_of(patient, key, plant, number)
 
-        def step(carry: Any, number: Any) -> Any:
-            params, state = carry
-            batch = batch_of(patient, key, plant, number)
+        def loss_fn(p: Any) -> jax.Array:
+            loss = patient.losses(p, batch).mean()
+            is_nan = (number + 1) % plant["batch_nan"] == 0
+            return loss * jnp.where(is_nan, jnp.nan, 1.0)
 
-            def loss_fn(p: Any) -> jax.Array:
-                loss = patient.losses(p, batch).mean()
-                is_nan = (number + 1) % plant["batch_nan"] == 0
-                return loss * jnp.where(is_nan, jnp.nan, 1.0)
-
-            loss, grads = jax.value_and_grad(loss_fn)(params)
-            grads = ill_gradients(patient, grads, plant, number)
-            updates, state = tx.update(grads, state, params)
-            return (adamx.apply_updates(params, updates), state), loss
-
-        numbers = start + jnp.arange(EVERY, dtype=jnp.float32)
-        return jax.lax.scan(step, carry, numbers)
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        grads = ill_gradients(patient, grads, plant, number)
+        updates, state = make_tx(patient, plant).update(grads, state, params)
+        return adamx.apply_updates(params, updates), state, loss
 
     @jax.jit
     def init(key: Any) -> Any:
@@ -264,7 +256,7 @@ def prepared(patient: Patient, make_tx: Callable[..., Any] = make_tx) -> Run:
         return params, make_tx(patient, plant).init(params)
 
     validate = jax.jit(lambda p: patient.losses(p, patient.held_out).mean())
-    return Run(patient, steps, validate, init)
+    return Run(patient, step, validate, init)
 
 
 def shifted(params: Any, layer: str, by: float) -> Any:
@@ -278,11 +270,18 @@ def train(
     key = jax.random.key(seed)
     plant = {k: jnp.float32(v) for k, v in {**SOUND, **plant}.items()}
     for at in range(start, start + PHASE, EVERY):
-        carry, losses = run.step(carry, jnp.float32(at), plant, key)
-        val_loss = run.validate(carry[0])
-        reading = adamx.read(carry[1])
-        for k, loss in enumerate(np.asarray(losses)[:-1]):
+        params, state = carry
+        losses = []
+        for number in range(at, at + EVERY):
+            params, state, loss = run.step(
+                params, state, jnp.float32(number), plant, key
+            )
+            losses.append(loss)
+        carry = params, state
+        val_loss = run.validate(params)
+        for k, loss in enumerate(losses[:-1]):
             history.append(adamx.Reading(), loss=loss, step=at + 1 + k)
+        reading = adamx.read(state)
         history.append(reading, loss=losses[-1], val_loss=val_loss, step=at + EVERY)
     return carry
 
