@@ -831,7 +831,7 @@ def test_rules_speak_of_what_is_measured_and_are_tested():
     measured = set(Probe((), (10.0, 50.0, 90.0)).numbers[:-1])
     assert measured == set(WELL)
     here = pathlib.Path(__file__).read_text()
-    for module in modules:
+    for module in (*modules, _evidence):
         assert literals(module, "number", "recent") <= measured
         assert literals(module, "percentile") <= set(RANGES)
     kinds = set().union(*(literals(module, "Sign") for module in modules))

@@ -18,6 +18,8 @@ WARM = 0.9  # of the highest rate: below it, at first, the rate still warms up
 WINDOW = 10  # the last settled measurements, which are judged
 LEAST = 5  # of them that must be known; fewer: no judgement
 LASTING = 0.8  # the share of the known ones that must show the symptom
+SOLVED = 0.01  # of the first loss: gradients are about 0
+SOLVED_RECORDS = 5
 
 
 class Sign(NamedTuple):
@@ -172,6 +174,33 @@ def metric(history: "History", name: str) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(0, np.int64), np.zeros(0)
     has = history.is_recorded(name)
     return history.steps[has], history.column(name)[has]
+
+
+def has_gradient(run: Run) -> np.ndarray:
+    """Whether half of the elements ever had a gradient; true where it is not known."""
+    return ~(run.recent(run.percentile("sqrt_v", 50)) == 0)
+
+
+def elements(run: Run) -> np.ndarray:
+    """About how many a layer has: (|g| / median of sqrt(v_hat))^2, its median."""
+    size = run.number("grad_norm") / run.number(run.percentile("sqrt_v", 50))
+    return np.nan_to_num(medians(size)) ** 2
+
+
+def layer_rates(run: Run) -> np.ndarray:
+    """The rate of each layer: the largest percentile of its step over that of r."""
+    named = [
+        run.percentile(kind, 90) or run.percentile(kind, 50) for kind in ("step", "r")
+    ]
+    step, r = (run.recent(name) for name in named)
+    return np.where(r > 0, step / np.where(r > 0, r, 1.0), np.nan)
+
+
+def is_solved(run: Run) -> bool:
+    """Whether the loss fell to 1% of its first: gradients go to 0 before v does."""
+    _, values = metric(run.history, "loss")
+    first, last = median(values[:SOLVED_RECORDS]), median(values[-SOLVED_RECORDS:])
+    return bool(len(values) > SOLVED_RECORDS and 0 <= last < SOLVED * first)
 
 
 Rule = Callable[[Run], Sequence[Sign]]
