@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx import _tree
+from adamx import _checks, _tree
 from adamx._types import PyTree
 
 # Containers that only hold other states: their field names carry no information.
@@ -39,7 +39,7 @@ class Readable(Protocol):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Diagnostics:
     """What `adamx.diagnose` last measured, layer by layer.
 
@@ -51,6 +51,16 @@ class Diagnostics:
 
     count: Number
     layers: Mapping[str, Mapping[str, Number]]
+
+    def __repr__(self) -> str:
+        if not isinstance(self.layers, Mapping):  # as in vmap's in_axes
+            return f"Diagnostics(count={self.count!r}, layers={self.layers!r})"
+        size = f"{len(self.layers)} layers x {len(self._numbers())} numbers"
+        return f"Diagnostics(count={self.count!r}, {size})"
+
+    def _numbers(self) -> list[str]:
+        names = (name for numbers in self.layers.values() for name in numbers)
+        return list(dict.fromkeys(names))
 
 
 @jax.tree_util.register_dataclass
@@ -90,26 +100,58 @@ class Reading:
     switch_step: ByGroup | None = None
     diagnostics: Diagnostics | None = None
 
-    def scalars(self) -> dict[str, float]:
+    def scalars(self, only: Sequence[str] | None = None) -> dict[str, float]:
         """A flat dict for any logger: 'count', 'learning_rate' or 'learning_rate/a'.
 
         Diagnostics are named by number and layer, 'r/p50/decoder/layer_0/kernel', and
         left out before they are measured.
         What was not recorded is left out; of a batched value, the mean is given. Inside
         jit the values are tracers, to be returned with the loss.
+
+        Args:
+          only: names without group or layer, ("learning_rate", "r/p50"): these and no
+            others. None: all.
+
+        Raises:
+          TypeError, ValueError: `only` holds no names; where there are diagnostics, a
+            name that neither they nor the rest of the reading have.
         """
-        flat: dict[str, float] = {}
         named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         measured = named.pop("diagnostics")
-        for name, value in {**named, **named.pop("more")}.items():
+        named |= named.pop("more")
+        if only is not None:
+            self._check_only(only, named)
+        flat: dict[str, float] = {}
+        for name, value in named.items():
+            if name == "more" or not (only is None or name in only):
+                continue
             entries = value if isinstance(value, Mapping) else {"": value}
             for group, number in entries.items():
-                if number is not None and name != "more":
+                if number is not None:
                     flat[f"{name}/{group}" if group else name] = _mean(number)
         if measured is not None and _is_measured(measured.count):
             for layer, numbers in measured.layers.items():
-                flat |= {f"{kind}/{layer}": _mean(n) for kind, n in numbers.items()}
+                for kind, number in numbers.items():
+                    if only is None or kind in only:
+                        flat[f"{kind}/{layer}"] = _mean(number)
         return flat
+
+    def _check_only(self, only: Any, named: Mapping[str, Any]) -> None:
+        is_several = isinstance(only, (tuple, list, set, frozenset))
+        if not is_several or not all(isinstance(name, str) for name in only):
+            raise TypeError(
+                "`only` must be a list of names, got "
+                f"{_checks.describe_value(only)}; e.g. ('learning_rate', 'r/p50')."
+            )
+        if self.diagnostics is None:  # not every reading has them, see `History`
+            return
+        known = [*named, *self.diagnostics._numbers()]
+        unknown = [name for name in only if name not in known]
+        if unknown:
+            raise ValueError(
+                f"`only` must name numbers of the reading, got {unknown[0]!r}; it has "
+                f"{', '.join(known)}. Groups and layers are not part of a name."
+            )
 
 
 def read(state: PyTree) -> Reading:

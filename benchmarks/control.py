@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import step_time
+from _tables import show
 
 import adamx
 
@@ -252,12 +253,6 @@ def table(entries: list[Entry], gradients: Any, rounds: int) -> list[list[str]]:
             peers[name] = contestant
         del contestant  # before the next is made
     return lines
-
-
-def show(title: str, head: list[str], lines: list[list[str]]) -> None:
-    print(f"\n**{title}**\n")
-    for line in [head, ["---"] + ["---:"] * (len(head) - 1), *lines]:
-        print("| " + " | ".join(line) + " |")
 
 
 def main(arguments: list[str] | None = None) -> None:

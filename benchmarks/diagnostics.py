@@ -13,6 +13,7 @@ import argparse
 import control
 import optax
 import step_time
+from _tables import show
 
 import adamx
 
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         shapes, rounds = step_time.gpt2_shapes(*control.QUICK_SHAPES), 2
     print(f"{step_time.device_name()}; {step_time.versions()}")
     lines = control.table(entries(), control.gradients_by_path(shapes), rounds)
-    control.show(f"diagnose, {len(shapes)} leaves", control.HEAD, lines)
+    show(f"diagnose, {len(shapes)} leaves", control.HEAD, lines)
     print(f"\n{shares(lines, 100)}")
 
 

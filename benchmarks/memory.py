@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import step_time
+from _tables import show
 from rich.console import Console
 from rich.progress import track
 from scipy import stats
@@ -359,12 +360,6 @@ def print_rates(chosen: list[Row], is_quick: bool) -> None:
 
 
 # --------------------------------------------------------------------------- the script
-
-
-def show(title: str, head: list[str], table: list[list[str]]) -> None:
-    print(f"\n**{title}**\n")
-    for line in [head, ["---"] + ["---:"] * (len(head) - 1), *table]:
-        print("| " + " | ".join(line) + " |")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -25,6 +25,7 @@ import _tasks
 import jax
 import numpy as np
 import step_time
+from _tables import show
 
 import adamx
 from adamx.diagnostics import _sweep, _sweep_run
@@ -183,18 +184,12 @@ HEADS = {
 }
 
 
-def show(title: str, rows: list[list[str]]) -> None:
-    print(f"\n**{title}**\n")
-    for row in [rows[0], ["---"] + ["---:"] * (len(rows[0]) - 1), *rows[1:]]:
-        print("| " + " | ".join(row) + " |")
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=list(HEADS), choices=list(HEADS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     print(f"{step_time.device_name()}; {step_time.versions()}")
     if "speed" in options.parts:
         steps, count = (30, 4) if options.quick else (300, 32)
@@ -203,13 +198,13 @@ def main() -> None:
             ("64-64x6-10", _tasks.digits(64, 6)),
         ):
             rows = speed(task, steps, 1 if options.quick else options.rounds, count)
-            show(f"{name}, {count} rates, {steps} steps", [HEADS["speed"], *rows])
+            show(f"{name}, {count} rates, {steps} steps", HEADS["speed"], rows)
     if "suggestion" in options.parts:
         rows = suggestion("digits", 60 if options.quick else 600, SEEDS)
         if not options.quick:
             rows += suggestion("characters", 240, SEEDS[:1])
         title = "What the suggested rate loses in a full run"
-        show(title, [HEADS["suggestion"], *rows])
+        show(title, HEADS["suggestion"], rows)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def write_tensorboard(history: adamx.History, folder: Path) -> None:
         raise SystemExit("--tensorboard needs: pip install tensorboardX") from error
     with SummaryWriter(str(folder)) as writer:
         for record in history:
-            for name, value in {**record.reading.scalars(), **record.metrics}.items():
+            for name, value in record.scalars().items():
                 writer.add_scalar(name, value, record.step)
 
 
@@ -142,8 +142,7 @@ def run(name: str, sick: Sequence[str], text: Any, args: Any, console: Console) 
 def print_advice(history: adamx.History, console: Console) -> list[Any]:
     findings = adamx.health(history)
     for found in findings:
-        console.print(f"[bold]{found.severity}: {found.layer}: {found.symptom}[/bold]")
-        console.print(f"  evidence: {dict(found.evidence)}", highlight=False)
+        console.print(str(found), markup=False, highlight=False)
         for cause in found.likely_causes:
             console.print(f"  because: {cause}", highlight=False)
         for advice in found.what_to_try:

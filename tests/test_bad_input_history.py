@@ -144,6 +144,8 @@ BROKEN = {
     "no text": b"\xff\xfe\x00\x01",
     "zeros, after a loss of power": b"\x00" * 40,
     "deep": "[" * 100_000,
+    "a step alone": '{"step": 2}',
+    "nothing that is known": '{"epoch": 2, "stepp": 3}',
 }
 
 
@@ -155,8 +157,9 @@ def test_the_good_part_loads_and_the_bad_line_is_named(name, tmp_path):
     good = [json.dumps({"count": k, "metrics": {"loss": k}}).encode() for k in (1, 3)]
     path.write_bytes(b"\n".join([good[0], line, good[1]]) + b"\n")
     for make in (adamx.History.load, adamx.History):
-        with pytest.warns(UserWarning, match=r"1 broken line.*line 2: "):
+        with pytest.warns(UserWarning, match=r"1 broken line.*line 2: ") as warned:
             history = make(path)
+        assert [one.filename for one in warned] == [__file__]
         assert history.steps.tolist() == [1, 3]
         assert history.column("loss").tolist() == [1, 3]
         (broken,) = history.broken
@@ -186,11 +189,12 @@ def test_access():
 @pytest.mark.parametrize(
     ("arguments", "exception", "expected"),
     [
-        ({"metric": "val_loss"}, ValueError, "`name` 'loss' 'val_loss'"),
+        ({"metric": "val_loss"}, ValueError, "`metric` 'loss' 'val_loss' append"),
         ({"ahead": 0}, ValueError, "`ahead` >= 1 0 records"),
         ({"ahead": 1.5}, ValueError, "`ahead` whole 1.5"),
         ({"min_pairs": 2}, ValueError, "`min_pairs` >= 5 2"),
-        ({"numbers": ["r/p51"]}, ValueError, "`number` 'r/p50' 'r/p51'"),
+        ({"numbers": ["r/p51"]}, ValueError, "`numbers` 'r/p50' 'r/p51'"),
+        ({"numbers": "r/p50"}, ValueError, "`numbers` 'r/p50' 'r'"),
     ],
 )
 def test_relate(arguments, exception, expected):

@@ -13,8 +13,9 @@ import pytest
 from tests.helpers import TEMPORARIES
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
-MODULES = ("_problems", "_tasks", "step_time", "family", "paper_tables")
-MODULES += ("memory", "codes", "control", "diagnostics", "sweep", "sharding")
+MODULES = ("_problems", "_tasks", "_tables", "_patients", "step_time", "family")
+MODULES += ("paper_tables", "memory", "codes", "control", "diagnostics", "sweep")
+MODULES += ("sharding", "illnesses")
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +255,24 @@ def test_seeing_into_a_step_is_timed(modules, capsys):
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + len(modules["diagnostics"].entries())
     assert "A measurement: " in printed
+
+
+def test_a_planted_illness_is_found_and_clears(modules, tmp_path):
+    path = tmp_path / "tables.md"
+    given = ["--model", "hidden", "--only", "eps", "--quick", "--write", str(path)]
+    modules["illnesses"].main(given)
+    rows = [r for r in path.read_text().splitlines() if r.startswith("| eps")]
+    sick = "eps_dominates: hidden_1/kernel"
+    assert rows[0] == f"| eps of a layer | 0.1 | hidden | yes | {sick} | yes | none |"
+    assert rows[1] == "| eps | 1 of 1 | **1** |"
+
+
+def test_a_sweep_is_compared_with_single_runs(modules, monkeypatch):
+    sweep, task = modules["sweep"], modules["_tasks"].digits(8, 1)
+    monkeypatch.setattr(sweep, "TURNS", 1)
+    whole, apart, *_, difference = sweep.speed(task, steps=5, rounds=1, count=2)
+    assert (whole[-1], apart[-1]) == ("1", "2")  # programs
+    assert 0 <= float(difference[1]) < 1e-4
 
 
 def test_zero1_keeps_an_eighth_of_the_state(modules, capsys):

@@ -1,5 +1,8 @@
 """diagnose: the numbers are NumPy's on the same moments, and the step is the same."""
 
+import inspect
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,8 +13,11 @@ from flax import nnx, serialization
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
+from adamx import catalogue
 from adamx.diagnostics._layers import layers_of
+from adamx.diagnostics._probe import RANGES, SINGLE
 from adamx.diagnostics._sampling import sample
+from adamx.diagnostics._sources import sources
 from adamx.moments import _layout
 from tests.helpers import TEMPORARIES
 
@@ -97,10 +103,19 @@ def test_every_number_is_numpys_and_the_step_is_the_same():
         own = (p["a"][name], g["a"][name], u["a"][name])
         want = expected(*own, *moments, float(RATE(5)))
         assert_numbers(found.layers[f"a/{name}"], want)
+        # v_change: `test_it_is_measured_at_multiples_of_every_and_v_change_follows`.
+        assert set(found.layers[f"a/{name}"]) == {*want, "v_change"}
     assert found.layers["empty"]["grad_norm"] == 0.0
     assert np.isnan(found.layers["empty"]["r/p50"])
     _, _, bare, plain = run(adamx.adamw(RATE, b2=B2, eps=EPS), 6)
     chex.assert_trees_all_equal((u, state.inner_state), (bare, plain))
+
+
+def test_every_number_is_described():
+    text = inspect.getdoc(adamx.diagnose)
+    described = re.findall(r"^    ([a-z_]+(?:/p50)?)  ", text, re.MULTILINE)
+    ranges = {f"{kind}/p50" for kind in RANGES}
+    assert {*ranges, *SINGLE} == set(described)
 
 
 def test_it_is_measured_at_multiples_of_every_and_v_change_follows():
@@ -591,3 +606,14 @@ def test_all_numbers_are_fetched_at_once():
         for numbers in layers.values()
         for number in numbers.values()
     )
+
+
+def test_the_error_names_all_that_have_moments():
+    params = {"w": jnp.ones((2, 2))}
+    with pytest.raises(ValueError, match="must hold Adam-like moments") as error:
+        adamx.diagnose(adamx.sgd(1e-3)).init(params)
+    supported = str(error.value).split("of this library")[0]
+    names = [entry.name for entry in catalogue.OPTIMIZERS]
+    named = {name for name in names if re.search(rf"\b{name}\b", supported)}
+    states = {name: getattr(adamx, name)(1e-3).init(params) for name in names}
+    assert named == {name for name, state in states.items() if sources(state)}

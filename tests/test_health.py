@@ -3,16 +3,27 @@
 Histories are made by hand: rules and thresholds were fixed before any run.
 """
 
+import ast
 import dataclasses
 import itertools
 import math
+import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 import adamx
 from adamx import __main__ as command
-from adamx.diagnostics import Finding, _advice, _health, _rules
+from adamx.diagnostics import (
+    Finding,
+    _advice,
+    _evidence,
+    _health,
+    _rules,
+    _rules_run,
+)
+from adamx.diagnostics._probe import RANGES, Probe
 from adamx.reading import Diagnostics, Reading
 
 NAN, INF = float("nan"), float("inf")
@@ -336,6 +347,7 @@ def test_tiny_r_everywhere_early():
         found = adamx.health(history(ill, where=LAYERS, every=40))
         assert named(found) == {("tiny_early", None)}, value
         assert "500 to 2,000" in found[0].what_to_try[0]
+        assert "layers 6, layers judged 6" in str(found[0])
         assert any("b2 = 0.99" in text for text in found[0].what_to_try)
     # Later it is each layer's own matter, and a few layers are no "everywhere".
     found = adamx.health(history(ill, where=LAYERS, every=100))
@@ -432,6 +444,11 @@ RUNS = {
             for x in (1e-4, 0.1, 0.9)
         ],
         losses(lambda k: 1.0 + 9 * (k < 9) + (k % 3 == 0), n=60),
+    ),
+    "stuck": (
+        "stuck",
+        [losses(lambda k, x=x: 2.0 + x * k) for x in (-4e-4, 0.0, 0.01)],
+        losses(lambda k: 2.0 - 2e-3 * k),
     ),
     "gap": (
         "gap",
@@ -766,6 +783,19 @@ def test_order_evidence_and_words():
         found[0].layer = "x"
 
 
+def test_a_finding_prints_in_two_lines():
+    (found,) = adamx.health(history({"r/p50": 1e-5, "r/p90": 1e-4}))
+    title, evidence = str(found).splitlines()
+    assert title == f"severe: {SICK}: the median of r is near zero"
+    assert evidence.startswith("  median r 1e-05, share with r below 0.01 0.0")
+    assert evidence.endswith("measurements 10, first step 3100, last step 4000")
+    bare = dataclasses.replace(found, layer=None, evidence={})
+    assert str(bare) == "severe: the median of r is near zero"
+    (every,) = adamx.health(history({"r/p50": 1e-5, "r/p90": 1e-4}, where=LAYERS))
+    assert str(every).isascii()
+    assert "\n  layers 6, shown block_0/kernel, median r" in str(every)
+
+
 def test_each_kind_has_words_and_each_rule_its_source():
     for kind, words in _advice.WORDS.items():
         assert words.symptom, kind
@@ -778,6 +808,45 @@ def test_each_kind_has_words_and_each_rule_its_source():
     kinds = set(_health._IMPLIED).union(*_health._IMPLIED.values())
     assert kinds <= set(_advice.WORDS)
     assert Finding is type(adamx.health(history({"r/p50": 0.0, "r/p90": 0.0}))[0])
+
+
+def calls(module, *names):
+    """The calls of these functions or methods in a module, as syntax."""
+    tree = ast.parse(pathlib.Path(module.__file__).read_text())
+    for node in ast.walk(tree):
+        function = getattr(node, "func", None)  # of a call
+        if getattr(function, "attr", getattr(function, "id", "")) in names:
+            yield node
+
+
+def literals(module, *names):
+    """What they are given first, where it is written out."""
+    first = [call.args[0] for call in calls(module, *names) if call.args]
+    return {node.value for node in first if isinstance(node, ast.Constant)}
+
+
+def test_rules_speak_of_what_is_measured_and_are_tested():
+    # A misspelt number reads as one that was not measured: the rule would be silent.
+    modules = (_rules, _rules_run)
+    measured = set(Probe((), (10.0, 50.0, 90.0)).numbers[:-1])
+    assert measured == set(WELL)
+    here = pathlib.Path(__file__).read_text()
+    for module in (*modules, _evidence):
+        assert literals(module, "number", "recent") <= measured
+        assert literals(module, "percentile") <= set(RANGES)
+    kinds = set().union(*(literals(module, "Sign") for module in modules))
+    assert kinds == set(_advice.WORDS)
+    assert [kind for kind in kinds if f'"{kind}"' not in here] == []
+    rules = [f for m in modules for f in vars(m).values() if is_rule(f, m)]
+    assert sorted(f.__name__ for f in rules) == sorted(
+        f.__name__ for f in _health.RULES
+    )
+
+
+def is_rule(value, module):
+    is_own = getattr(value, "__module__", "") == module.__name__
+    found = is_own and getattr(value, "__annotations__", {}).get("return")
+    return found == Sequence[_evidence.Sign]
 
 
 def test_names_in_the_advice_exist():

@@ -175,14 +175,17 @@ def test_a_run_that_goes_back_replaces_its_records(tmp_path):
     history = adamx.History(tmp_path / "run.jsonl")
     for count in (1, 2, 3, 4):
         history.append(measured(count, w=float(count)), loss=1.0)
-    with pytest.warns(UserWarning, match="from step 4 to 3: 2 records left"):
+    with pytest.warns(UserWarning, match="from step 4 to 3: 2 records left") as warned:
         history.append(measured(3, w=30.0), loss=2.0)
+    assert [one.filename for one in warned] == [__file__]
     history.append(Reading(count=3), val_loss=5.0)  # the same step: another record
     assert history.steps.tolist() == [1, 2, 3, 3]
     assert history.series("w", "r/p50")[1].tolist() == [1.0, 2.0, 30.0]
-    with pytest.warns(UserWarning, match="went back"):
-        again = adamx.History.load(tmp_path / "run.jsonl")
-    assert again.steps.tolist() == [1, 2, 3, 3]
+    for make in (adamx.History.load, adamx.History):
+        with pytest.warns(UserWarning, match="went back") as warned:
+            again = make(tmp_path / "run.jsonl")
+        assert [one.filename for one in warned] == [__file__]
+        assert again.steps.tolist() == [1, 2, 3, 3]
 
 
 def test_readings_of_a_real_run(tmp_path):

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import adamx
+from adamx.reading import Diagnostics
 
 PARAMS = {"a": jnp.ones(3), "b": jnp.ones((2, 2))}
 SCHEDULE = optax.linear_schedule(1.0, 0.0, 10)
@@ -223,3 +224,56 @@ def test_an_optimizer_of_flax_nnx_inside_and_outside_jit():
     )
     assert inside["count"] == 1
     assert 0.0 <= float(optimizer.opt_state[0].clipped_fraction()) <= 1.0
+
+
+def a_measured_reading(count=100):
+    layers = {
+        "a/b": {"r/p5": 0.1, "r/p50": 0.5, "update_ratio": 1e-3},
+        "c": {"r/p5": 0.2, "r/p50": 0.6, "update_ratio": 2e-3},
+    }
+    return adamx.Reading(
+        count=100,
+        learning_rate={"x": 0.1, "y": 0.2},
+        more={"update_rms": 1.5},
+        diagnostics=Diagnostics(count, layers),
+    )
+
+
+def test_scalars_of_some_names_only():
+    reading = a_measured_reading()
+    assert reading.scalars(only=("r/p50", "learning_rate", "grad_norm")) == {
+        **{"learning_rate/x": 0.1, "learning_rate/y": 0.2},
+        **{"r/p50/a/b": 0.5, "r/p50/c": 0.6},
+    }
+    assert reading.scalars(only=["update_rms"]) == {"update_rms": 1.5}
+    assert reading.scalars(only=()) == {}
+    everything = ["count", "learning_rate", "update_rms"]
+    everything += reading.diagnostics.layers["c"]
+    assert list(reading.scalars(everything)) == list(reading.scalars())
+    assert a_measured_reading(0).scalars(only=("count", "r/p50")) == {"count": 100.0}
+    assert adamx.Reading(count=1).scalars(only=("r/p50",)) == {}
+    inside = jax.jit(lambda r: r.scalars(only=("count", "r/p50")))(reading)
+    assert set(inside) == {"count", "r/p50/a/b", "r/p50/c"}
+
+
+@pytest.mark.parametrize(
+    ("only", "error", "text"),
+    [
+        ("r/p50", TypeError, r"`only` must be a list of names, got str 'r/p50'"),
+        ((1,), TypeError, r"`only` must be a list of names"),
+        (("r/p51",), ValueError, r"'r/p51'; it has count, .*update_rms, r/p5, r/p50"),
+        (("r/p50/c",), ValueError, r"'r/p50/c'.*layers are not part of a name"),
+    ],
+)
+def test_names_of_no_scalar_are_refused(only, error, text):
+    with pytest.raises(error, match=text):
+        a_measured_reading().scalars(only=only)
+
+
+def test_diagnostics_print_shortly():
+    reading = a_measured_reading()
+    text = "Diagnostics(count=100, 2 layers x 3 numbers)"
+    assert repr(reading.diagnostics) == text
+    assert f"diagnostics={text})" in repr(reading)
+    # As an `in_axes` of jax.vmap.
+    assert repr(Diagnostics(0, 0)) == "Diagnostics(count=0, layers=0)"

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import adamx
-from adamx.diagnostics import _curves
+from adamx.diagnostics import _curves, _sweep
 
 STEPS = 40
 RATES = np.geomspace(1e-3, 3.0, 11)
@@ -327,6 +327,30 @@ def test_order_does_not_matter(sweep):
     assert (back.suggestion, back.band) == (sweep.suggestion, sweep.band)
 
 
+def a_sweep(rates, scores):
+    """Curves that fall from 10 to the scores; inf: not finite at the end."""
+    ends = np.array(scores)[:, None]
+    losses = np.concatenate([np.full((len(rates), 1), 10.0), ends], axis=1)
+    return _sweep._judged(np.array(rates), losses, 0.0, len(rates))
+
+
+@pytest.mark.parametrize(
+    ("rates", "scores", "is_noted"),
+    [
+        ((0.1, 0.25, 1.0), (2.0, 1.0, np.inf), True),
+        ((0.13, 0.25, 1.0), (2.0, 1.0, np.inf), True),  # only below it
+        ((0.1, 0.25, 0.5), (2.0, 1.0, 1.2), False),
+        ((0.1, 0.25, 0.5), (1.8, 1.0, 3.0), False),
+        ((0.01, 0.1, 1.0), (3.0, 2.0, 1.0), False),  # the highest: another note
+    ],
+)
+def test_rates_too_far_apart_to_know_the_edge_are_noted(rates, scores, is_noted):
+    found = a_sweep(rates, scores)
+    assert found.suggestion == rates[np.argmin(scores)]
+    assert any("up to twice this rate" in n for n in found.notes) == is_noted
+    assert ("near divergence: refine" in found.table()) == is_noted
+
+
 def test_where_all_diverge_the_suggestion_says_so():
     params, batches = problem(5)
     found = adamx.lr_sweep(loss_fn, params, batches, adamx.sgd, [1e30, 1e31], refine=2)
@@ -392,7 +416,7 @@ def test_tables(sweep, range_test):
     rows = [line for line in text.splitlines() if re.match(r" *[\d.e-]+ ", line)]
     assert len(rows) == len(RATES)
     assert "suggestion" in range_test.table()
-    assert max(map(len, (text + range_test.table()).splitlines())) <= 88
+    assert max(map(len, f"{text}\n{range_test.table()}".splitlines())) <= 88
 
 
 @pytest.mark.parametrize("name", ["sweep", "range_test"])

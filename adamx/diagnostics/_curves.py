@@ -106,16 +106,24 @@ def suggested(
 
 def _medians(rates: np.ndarray, final: np.ndarray) -> np.ndarray:
     """Of each score and its neighbours' in reach; of two, the worse."""
-    reach = _REACH * (1 + 1e-6)
     found = final.copy()
-    for i, rate in enumerate(rates):
-        near = [
-            final[j]
-            for j in (i - 1, i, i + 1)
-            if 0 <= j < len(rates) and rate / reach <= rates[j] <= rate * reach
-        ]
-        found[i] = sorted(near)[len(near) // 2]
+    for i in range(len(rates)):
+        near = final[_in_reach(rates, i)]
+        found[i] = np.sort(near)[len(near) // 2]
     return found
+
+
+def _in_reach(rates: np.ndarray, i: int) -> list[int]:
+    """A rate and its neighbours that are near enough to say something about it."""
+    reach = _REACH * (1 + 1e-6)
+    low, high = rates[i] / reach, rates[i] * reach
+    around = range(max(i - 1, 0), min(i + 2, len(rates)))
+    return [j for j in around if low <= rates[j] <= high]
+
+
+def is_guarded(rates: np.ndarray, i: int) -> bool:
+    """Whether a neighbour above is in reach: if it diverged, the rate is not taken."""
+    return i + 1 in _in_reach(rates, i)
 
 
 def from_divergence(smoothed: np.ndarray) -> np.ndarray:

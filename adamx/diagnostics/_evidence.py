@@ -1,6 +1,6 @@
 """HISTORY -> WHAT RULES LOOK AT: the settled, recent measurements of a run.
 
-Three numbers of our own keep passing states from being called illnesses; all rules by
+A few numbers of our own keep passing states from being called illnesses; all rules by
 layer share them. They were fixed before any run that tests them.
 """
 
@@ -18,13 +18,15 @@ WARM = 0.9  # of the highest rate: below it, at first, the rate still warms up
 WINDOW = 10  # the last settled measurements, which are judged
 LEAST = 5  # of them that must be known; fewer: no judgement
 LASTING = 0.8  # the share of the known ones that must show the symptom
+SOLVED = 0.01  # of the first loss: gradients are about 0
+SOLVED_RECORDS = 5
 
 
 class Sign(NamedTuple):
     """A symptom as a rule sees it.
 
     Attributes:
-      kind: a name in `_advice.ADVICE`.
+      kind: a name in `_advice.WORDS`.
       layer: its name; None: the whole run.
       severity: "severe", "warning" or "info".
       evidence: numbers, and the steps that they come from.
@@ -71,11 +73,7 @@ class Run:
 
     def percentile(self, kind: str, near: float) -> str | None:
         """The number that is the percentile nearest to one, at most 10 away."""
-        found = [
-            (abs(float(match[1]) - near), name)
-            for name in self._numbers
-            if (match := re.fullmatch(rf"{kind}/p(\d+(?:\.\d+)?)", name))
-        ]
+        found = [(abs(q - near), name) for q, name in percentiles(self.history, kind)]
         return min((f for f in found if f[0] <= 10), default=(0.0, None))[1]
 
     def recent(
@@ -112,6 +110,21 @@ class Run:
         return found | span(self.steps[places])
 
 
+def percentiles(history: "History", kind: str) -> list[tuple[float, str]]:
+    """The measured ones of "r", "m", ..., in order: (10.0, "r/p10"), ..."""
+    found = []
+    for number in history.numbers:
+        match = re.fullmatch(rf"{kind}/p(\d+(?:\.\d+)?)", number)
+        if match:
+            found.append((float(match[1]), number))
+    return sorted(found)
+
+
+def columns_named(history: "History", name: str) -> list[str]:
+    """The column of that name, or those of its groups."""
+    return [c for c in history.columns if c == name or c.startswith(f"{name}/")]
+
+
 def span(steps: np.ndarray, what: str = "measurements") -> dict[str, int]:
     """How many measurements (or records), and from which steps."""
     return {
@@ -138,14 +151,9 @@ def relative_rate(history: "History") -> tuple[np.ndarray, int]:
     Of several groups the largest relative rate. A rate that still rises at the end is
     not warm yet.
     """
-    names = [
-        name
-        for name in history.columns
-        if name == "learning_rate" or name.startswith("learning_rate/")
-    ]
     steps, warm = history.steps, 0
     found = np.zeros(len(steps))
-    for name in names:
+    for name in columns_named(history, "learning_rate"):
         values = history.column(name)
         has = np.isfinite(values)
         known, at = values[has], steps[has]
@@ -166,6 +174,33 @@ def metric(history: "History", name: str) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(0, np.int64), np.zeros(0)
     has = history.is_recorded(name)
     return history.steps[has], history.column(name)[has]
+
+
+def has_gradient(run: Run) -> np.ndarray:
+    """Whether half of the elements ever had a gradient; true where it is not known."""
+    return ~(run.recent(run.percentile("sqrt_v", 50)) == 0)
+
+
+def elements(run: Run) -> np.ndarray:
+    """About how many a layer has: (|g| / median of sqrt(v_hat))^2, its median."""
+    size = run.number("grad_norm") / run.number(run.percentile("sqrt_v", 50))
+    return np.nan_to_num(medians(size)) ** 2
+
+
+def layer_rates(run: Run) -> np.ndarray:
+    """The rate of each layer: the largest percentile of its step over that of r."""
+    named = [
+        run.percentile(kind, 90) or run.percentile(kind, 50) for kind in ("step", "r")
+    ]
+    step, r = (run.recent(name) for name in named)
+    return np.where(r > 0, step / np.where(r > 0, r, 1.0), np.nan)
+
+
+def is_solved(run: Run) -> bool:
+    """Whether the loss fell to 1% of its first: gradients go to 0 before v does."""
+    _, values = metric(run.history, "loss")
+    first, last = median(values[:SOLVED_RECORDS]), median(values[-SOLVED_RECORDS:])
+    return bool(len(values) > SOLVED_RECORDS and 0 <= last < SOLVED * first)
 
 
 Rule = Callable[[Run], Sequence[Sign]]

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adamx import _checks
+from adamx.diagnostics import _evidence
 from adamx.diagnostics._chart import NO_VALUE, fewer, short
+from adamx.diagnostics._evidence import columns_named
 from adamx.diagnostics._health import health
 
 if TYPE_CHECKING:
@@ -136,14 +138,9 @@ def elided(name: str, most: int) -> str:
     return f"{name[:start]}…{name[len(name) - (most - 1 - start) :]}"
 
 
-def percentiles(history: "History", of: str = "r") -> list[tuple[float, str]]:
+def percentiles(history: "History") -> list[tuple[float, str]]:
     """The measured percentiles of r: (10.0, "r/p10"), ... in order."""
-    found = []
-    for number in history.numbers:
-        match = re.fullmatch(rf"{of}/p(\d+(?:\.\d+)?)", number)
-        if match:
-            found.append((float(match[1]), number))
-    return sorted(found)
+    return _evidence.percentiles(history, "r")
 
 
 def middle(history: "History") -> str | None:
@@ -165,11 +162,6 @@ def last_values(values: np.ndarray) -> np.ndarray:
 def median_of_layers(values: np.ndarray) -> np.ndarray:
     """Of the finite values of each column; NaN where there is none."""
     return fewer(values.T, 1)[:, 0] if values.shape[0] > 1 else values[0]
-
-
-def columns_named(history: "History", name: str) -> list[str]:
-    """The column of that name, or those of its groups."""
-    return [c for c in history.columns if c == name or c.startswith(f"{name}/")]
 
 
 def tiles(history: "History") -> list[tuple[str, str, str]]:

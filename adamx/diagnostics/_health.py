@@ -62,7 +62,7 @@ _IMPLIED = {
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or worth knowing.
+    """One thing that is wrong, or worth knowing; `print` shows it in two lines.
 
     Attributes:
       layer: its name; None: the whole run, or all layers (`evidence` has their number).
@@ -79,6 +79,17 @@ class Finding:
     likely_causes: tuple[str, ...]
     what_to_try: tuple[str, ...]
     severity: str
+
+    def __str__(self) -> str:
+        """Severity, layer and symptom; below them the evidence."""
+        where = "" if self.layer is None else f"{self.layer}: "
+        title = f"{self.severity}: {where}{self.symptom}"
+        # Not as reports show numbers: plain ASCII goes into every log.
+        pairs = [
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in self.evidence.items()
+        ]
+        return f"{title}\n  {', '.join(pairs)}" if pairs else title
 
 
 def health(history: History | Reading) -> list[Finding]:
@@ -121,8 +132,8 @@ def health(history: History | Reading) -> list[Finding]:
     ...     measured = adamx.reading.Diagnostics(1000 * step, layers)
     ...     history.append(adamx.Reading(count=1000 * step, diagnostics=measured))
     >>> for finding in health(history):
-    ...     print(finding.severity, finding.layer, finding.symptom)
-    severe w the median of r is near zero
+    ...     print(str(finding).splitlines()[0])
+    severe: w: the median of r is near zero
     """
     is_single = isinstance(history, Reading)
     if isinstance(history, Reading):

@@ -309,7 +309,7 @@ class History(Sequence[Record]):
         kinds = {id(getattr(m, kind)): getattr(m, kind) for m in self._measured()}
         return tuple(dict.fromkeys(name for names in kinds.values() for name in names))
 
-    def _add(self, row: Row) -> None:
+    def _add(self, row: Row, stacklevel: int = 3) -> None:
         self._is_counted = self._is_counted or row.step is not None
         uncounted = self._steps[-1] if self._is_counted and self._steps else len(self)
         step = uncounted if row.step is None else row.step
@@ -325,7 +325,7 @@ class History(Sequence[Record]):
                 f"the run went back from step {last} to {step}: {before - keep} "
                 "records left the history. Behind a restored checkpoint that is right; "
                 "a new run, or a second optimizer, wants a History of its own.",
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
         if row.measured is not None:
             shared = {
@@ -352,7 +352,7 @@ class History(Sequence[Record]):
                 start = text[:60].decode(errors="replace")
                 broken.append(BrokenLine(number, row, start))
             else:
-                self._add(row)
+                self._add(row, stacklevel=4)
         self.broken = tuple(broken)
         # One line cut short is a run that was killed at its first append.
         is_cut_short = len(broken) == 1 and text.startswith(b"{")

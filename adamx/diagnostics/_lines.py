@@ -22,6 +22,8 @@ import numpy as np
 from adamx import _checks
 from adamx.diagnostics._record import FIELDS, Measurement, Row
 
+# What a line says: one of them at least. A step alone says nothing.
+_KEYS = {*FIELDS, "metrics", "diagnostics"}
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
@@ -50,6 +52,8 @@ def from_line(line: bytes) -> Row:
     found = json.loads(line.decode())  # both errors are ValueErrors
     if not isinstance(found, dict):
         raise ValueError(f"expected an object, got {type(found).__name__}")
+    if not _KEYS & set(found):
+        raise ValueError(f"expected one of {', '.join(sorted(_KEYS))}, got none")
     fields = {name: _decoded(found[name], name) for name in FIELDS if name in found}
     if not isinstance(fields.get("count", 0), int):
         raise ValueError(f"'count' must be a whole number, got {fields['count']!r}")

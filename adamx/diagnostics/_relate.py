@@ -31,6 +31,7 @@ from rich.text import Text
 
 from adamx import _checks
 from adamx._printed import Printed
+from adamx.diagnostics._record import known
 
 if TYPE_CHECKING:
     from adamx.diagnostics._history import History
@@ -125,8 +126,19 @@ def relate(
             "`history` must have diagnostics, got none in its readings; wrap the "
             "optimizer: adamx.diagnose(tx)."
         )
+    if metric not in history.columns:
+        raise ValueError(
+            f"`metric` must be one of {known(history.columns)}, got {metric!r}; pass "
+            "it to append: history.append(reading, val_loss=...)."
+        )
     if numbers is None:
         numbers = [number for number in history.numbers if number.startswith("r/")]
+    for number in numbers:
+        if number not in history.numbers:
+            raise ValueError(
+                f"`numbers` must be among {known(history.numbers)}, got {number!r}; "
+                "they are the columns of adamx.diagnose."
+            )
     column = history.column(metric)
     is_known = np.isfinite(column)
     steps, values = history.steps[is_known], column[is_known]

@@ -20,6 +20,7 @@ from adamx.diagnostics._chart import (
     time_scale,
     uprights,
 )
+from adamx.diagnostics._evidence import columns_named
 
 if TYPE_CHECKING:
     from adamx.diagnostics._history import History
@@ -89,7 +90,7 @@ def losses(history: "History") -> str:
     """Training and validation loss; below them the rate, over the same steps."""
     x = time_scale(history.steps)
     names = [n for n in ("loss", "val_loss") if n in history.columns]
-    rates = _facts.columns_named(history, "learning_rate")
+    rates = columns_named(history, "learning_rate")
     out = ""
     if names:
         values = np.concatenate([history.column(name) for name in names])
@@ -126,7 +127,7 @@ def norms(history: "History") -> str:
     """The gradient's global norm, and the steps that were skipped."""
     x = time_scale(history.steps)
     out = ""
-    found = _facts.columns_named(history, "grad_norm")
+    found = columns_named(history, "grad_norm")
     if found:
         y = scale_of(np.concatenate([history.column(name) for name in found]))
         series = (
@@ -138,7 +139,7 @@ def norms(history: "History") -> str:
         label = f"Global gradient norm before clipping, against the step, {scale} scale"
         out += f"<h3>Gradient norm <small>before clipping, {scale}</small></h3>"
         out += chart(series, x, y, label=label, height=180)
-    found = _facts.columns_named(history, "skipped")
+    found = columns_named(history, "skipped")
     if found:
         values = np.concatenate([history.column(name) for name in found])
         y = scale_of(values, is_log=False, include=(0.0, 1.0))

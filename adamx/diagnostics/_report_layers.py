@@ -23,6 +23,7 @@ from adamx.diagnostics._chart import (
     x_axis,
 )
 from adamx.diagnostics._relate import Relations
+from adamx.diagnostics._rules import RATIO as TARGET_RATIO
 
 if TYPE_CHECKING:
     from adamx.diagnostics._history import History
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 COLUMNS = 400  # of a heat map and of a chart, at most
 CARD_COLUMNS = 100  # of a layer's small charts
 CARDS_SHOWN = 24  # before the rest is folded away
-TARGET_RATIO = 1e-3  # of update and parameter: the rule of thumb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,22 +318,10 @@ def _small(
 
 # ---------------------------------------------------------------------------- tables
 
-_TABLE = [
-    "grad_norm",
-    "param_norm",
-    "update_norm",
-    "update_ratio",
-    "still_share",
-    "eps_share",
-    "cosine",
-    "nonfinite",
-    "v_change",
-]
-
 
 def table(layers: Layers, bands: Sequence[tuple[float, str]]) -> str:
-    """Last values of every layer."""
-    names = [n for _, n in bands] + [n for n in _TABLE if n in layers.values]
+    """Last values of every layer; of percentiles, r's."""
+    names = [n for _, n in bands] + [n for n in layers.values if "/" not in n]
     last = [_facts.last_values(layers.values[n]) for n in names]
     head = "".join(f'<th scope="col">{escape(n).replace("_", " ")}</th>' for n in names)
     rows = "".join(

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from adamx.diagnostics import _facts
 from adamx.diagnostics._chart import NO_VALUE, Scale, fewer, scale_of, short
+from adamx.diagnostics._evidence import columns_named
 from adamx.diagnostics._health import not_judged
 from adamx.diagnostics._history import History
 from adamx.diagnostics._report import check_history
@@ -91,8 +92,8 @@ def _parts(
 def _curves(history: History, width: int) -> Iterator[RenderableType]:
     """Each column on a scale of its own."""
     found = [n for n in history.columns if n in ("loss", "val_loss")]
-    found += _facts.columns_named(history, "learning_rate")
-    found += _facts.columns_named(history, "grad_norm")
+    found += columns_named(history, "learning_rate")
+    found += columns_named(history, "grad_norm")
     table = Table.grid(padding=(0, 1))
     for name in found:
         values = history.column(name)[history.is_recorded(name)]

@@ -21,9 +21,12 @@ from adamx.diagnostics._evidence import (
     START,
     Run,
     Sign,
+    elements,
+    has_gradient,
+    is_solved,
+    layer_rates,
     median,
     medians,
-    metric,
     span,
 )
 
@@ -58,8 +61,6 @@ IMBALANCE_HIGH = 20.0
 IMBALANCE_LOW = 100.0
 RATE_APART = 100.0
 RATE_APART_RATIO = 3.0
-SOLVED = 0.01
-SOLVED_RECORDS = 5
 IMBALANCE_LAYERS = 4
 
 
@@ -124,7 +125,7 @@ def tiny_early(run: Run) -> Sequence[Sign]:
     if not ill or len(ill) < EVERYWHERE * len(judged):
         return []
     evidence = {"median r": median(medians(r[ill])), "threshold": TINY}
-    evidence |= {"layers": len(ill), "of layers": len(judged)}
+    evidence |= {"layers": len(ill), "layers judged": len(judged)}
     evidence |= span(run.steps[places])
     return [Sign("tiny_early", None, "warning", evidence)]
 
@@ -369,30 +370,3 @@ def rate_apart(run: Run) -> Sequence[Sign]:
         evidence |= {"median ratio of the layers": median(usual_ratio)}
         found.append(Sign("rate_apart", run.layers[i], "warning", evidence))
     return found
-
-
-def has_gradient(run: Run) -> np.ndarray:
-    """Whether half of the elements ever had a gradient; true where it is not known."""
-    return ~(run.recent(run.percentile("sqrt_v", 50)) == 0)
-
-
-def elements(run: Run) -> np.ndarray:
-    """About how many a layer has: (|g| / median of sqrt(v_hat))^2, its median."""
-    size = run.number("grad_norm") / run.number(run.percentile("sqrt_v", 50))
-    return np.nan_to_num(medians(size)) ** 2
-
-
-def layer_rates(run: Run) -> np.ndarray:
-    """The rate of each layer: the largest percentile of its step over that of r."""
-    named = [
-        run.percentile(kind, 90) or run.percentile(kind, 50) for kind in ("step", "r")
-    ]
-    step, r = (run.recent(name) for name in named)
-    return np.where(r > 0, step / np.where(r > 0, r, 1.0), np.nan)
-
-
-def is_solved(run: Run) -> bool:
-    """Whether the loss fell to 1% of its first: gradients go to 0 before v does."""
-    _, values = metric(run.history, "loss")
-    first, last = median(values[:SOLVED_RECORDS]), median(values[-SOLVED_RECORDS:])
-    return bool(len(values) > SOLVED_RECORDS and 0 <= last < SOLVED * first)

@@ -13,6 +13,7 @@ from adamx.diagnostics._evidence import (
     START,
     Run,
     Sign,
+    columns_named,
     median,
     medians,
     metric,
@@ -74,9 +75,7 @@ def skipped(run: Run) -> Sequence[Sign]:
     steps between two trials); thresholds ours.
     """
     found = []
-    for name in run.history.columns:
-        if name != "skipped" and not name.startswith("skipped/"):
-            continue
+    for name in columns_named(run.history, "skipped"):
         steps, values = metric(run.history, name)
         later = steps >= steps[-1] / 2
         if not np.isfinite(values[later]).all() or later.sum() < 2:
@@ -250,7 +249,7 @@ def ready_for_sgd(run: Run) -> Sequence[Sign]:
         return []
     evidence = {
         "layers": len(ready),
-        "of layers": len(judged),
+        "layers judged": len(judged),
         "change of v": median(medians(np.abs(change[ready]))),
         "m / its largest": median(medians(m[ready]) / largest[ready, 0]),
         **span(run.steps[run.places()]),
