@@ -14,7 +14,7 @@ from tests.helpers import TEMPORARIES
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 MODULES = ("_problems", "_tasks", "step_time", "family", "paper_tables")
-MODULES += ("memory", "codes", "control", "diagnostics", "sweep", "sharding")
+MODULES += ("memory", "codes", "control", "diagnostics", "sweep", "sharding", "plan")
 
 
 @pytest.fixture(scope="module")
