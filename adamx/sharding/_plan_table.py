@@ -111,16 +111,19 @@ class PlanTable(Printed):
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[Any]:
-        heads = ("per device", "param", "grad", "state", "temp", "together")
+        heads = ("per device", "state", "temporaries", "together")
         has_host = any(p.state_on_host for p in self.plans)
         extra = ("on host",) if has_host else ()
         table = _empty((*heads, *extra, "grad\nmoved", "update\nmoved"))
         for p in self.plans:
-            sizes = [p.parameters, p.gradients, p.state, p.temporaries, p.total]
+            sizes = [p.state, p.temporaries, p.total]
             sizes += [p.state_on_host] if has_host else []
             sizes += [round(p.gradient_bytes), round(p.update_bytes)]
             table.add_row(p.name, *map(size_text, sizes))
         yield table
+        first = self.plans[0]  # alike in all of them
+        own, grads = map(size_text, (first.parameters, first.gradients))
+        yield Text(f"together with parameters {own} and gradients {grads}")
         yield from _footer(self.plans)
 
 
