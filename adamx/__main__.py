@@ -1,10 +1,11 @@
-"""The `adamx` command: `python -m adamx optimizers`, `recipes`, `report FILE`."""
+"""The `adamx` command: `python -m adamx optimizers`, `recipes`, `report`, `plan`."""
 
 import argparse
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from adamx import catalogue
 
@@ -40,12 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="print the report; writes a page only with --out",
     )
+    _add_plan(commands)
     options, status = parser.parse_args(arguments), 0
     try:
         if options.command == "recipes":
             _print_recipes(options.markdown)
         elif options.command == "report":
             status = _report(options)
+        elif options.command == "plan":
+            status = _plan(options)
         elif options.markdown:
             print(catalogue.markdown())
         else:
@@ -55,6 +59,98 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status
+
+
+PLANNED = ("adamw", "adamw-bf16", "adamw-int8", "lion", "adam_mini")
+
+
+def _add_plan(commands: Any) -> None:
+    planner = commands.add_parser(
+        "plan", help="bytes per device and bytes moved, for a mesh that is not here"
+    )
+    what = planner.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="gpt2-small ... gpt2-xl, llama-7b, -70b, -405b")
+    what.add_argument(
+        "--shapes", metavar="FILE.json", help='{"dense": {"kernel": [8, 4]}}'
+    )
+    planner.add_argument(
+        "--mesh", required=True, metavar="AXIS=SIZE,...", help="e.g. data=64,model=4"
+    )
+    planner.add_argument(
+        "--optimizer",
+        nargs="+",
+        metavar="NAME[-CODEC]",
+        default=list(PLANNED),
+        help="of `optimizers`, with moments in bf16, int8, int4 or fp8: adamw-int8",
+    )
+    planner.add_argument(
+        "--zero1",
+        nargs="?",
+        const="data",
+        metavar="AXES",
+        help="axes that divide the state further; default where given: data",
+    )
+    planner.add_argument("--batch-axes", metavar="AXES", help="of the batch: data")
+    planner.add_argument("--dtype", help="of the parameters: float32, bfloat16")
+    planner.add_argument("--grad-dtype", help="of the gradients; default: the same")
+    planner.add_argument(
+        "--master-weights",
+        action="store_true",
+        help="parameters of 16 bits with float32 masters in the state",
+    )
+
+
+def _plan(options: argparse.Namespace) -> int:
+    """2 where nothing can be planned, with the reason on stderr."""
+    import jax
+
+    from adamx.compose import master_weights
+    from adamx.sharding import plans
+
+    # No accelerator is wanted, nor its memory.
+    if not jax.config.jax_platforms:  # type: ignore[attr-defined]
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        txs = {name: catalogue.transformation(name) for name in options.optimizer}
+        if options.master_weights:
+            txs = {f"{name}, masters": master_weights(tx) for name, tx in txs.items()}
+        table = plans(
+            txs,
+            options.model or pathlib.Path(options.shapes),
+            _mesh(options.mesh),
+            zero1=_names(options.zero1),
+            dtype=options.dtype,
+            grad_dtype=options.grad_dtype,
+            batch_axes=_names(options.batch_axes),
+        )
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table if len(table.plans) > 1 else table.plans[0])
+    return 0
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(text.split(","))
+
+
+def _mesh(text: str) -> dict[str, int]:
+    """{'data': 64, 'model': 4} for data=64,model=4."""
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if not (axis.isidentifier() and size.isdecimal()):
+            raise ValueError(
+                f"--mesh must be axes and their sizes, such as data=64,model=4, got "
+                f"{part!r} in {text!r}; write each as NAME=SIZE, with commas between."
+            )
+        if axis in found:
+            raise ValueError(
+                f"--mesh must name each axis once, got {axis!r} twice in {text!r}; "
+                f"give one size: {axis}={size}."
+            )
+        found[axis] = int(size)
+    return found
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ Printed by `python -m adamx optimizers`; the README holds the same table. The re
 another, printed by `python -m adamx recipes`.
 """
 
+import difflib
 import inspect
 import math
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adamx import optimizers
+from adamx import codecs, optimizers
+from adamx._types import GradientTransformation
 
 _SHAPE = (4096, 256)
 
@@ -221,6 +223,51 @@ RECIPES = (
         "PyTorch's SparseAdam and AdamW",
     ),
 )
+
+
+# Storage of both moments, as `transformation` names it.
+CODECS = {
+    "bf16": codecs.bfloat16_stochastic,
+    "int8": codecs.int8,
+    "int4": codecs.int4,
+    "fp8": codecs.fp8,
+}
+
+
+def transformation(name: str) -> GradientTransformation:
+    """An optimizer by its name in the table, or with its moments in a codec.
+
+    Raises:
+      ValueError: no such optimizer or codec; an optimizer without moments to encode.
+
+    >>> state = transformation("lion-int8").init(jnp.zeros((64, 128)))
+    >>> sorted({str(x.dtype) for x in jax.tree.leaves(state) if x.ndim > 1})
+    ['float32', 'int8']
+    """
+    base, _, codec = name.partition("-")
+    known = [entry.name for entry in OPTIMIZERS]
+    if base not in known:
+        near = difflib.get_close_matches(base, known, 3) or ["adamw"]
+        raise ValueError(
+            f"`optimizer` must be a name that `python -m adamx optimizers` lists, got "
+            f"{name!r}; did you mean {' or '.join(near)}?"
+        )
+    make = getattr(optimizers, base)
+    if not codec:
+        return make(1e-3)
+    if codec not in CODECS:
+        raise ValueError(
+            f"`optimizer` must end with a codec ({', '.join(CODECS)}) behind its '-', "
+            f"got {name!r}; use e.g. {base}-int8."
+        )
+    takes = inspect.signature(make).parameters
+    storage = {k: CODECS[codec]() for k in ("mu_dtype", "nu_dtype") if k in takes}
+    if not storage:
+        raise ValueError(
+            f"`optimizer` must have mu_dtype or nu_dtype to be stored as {codec}, got "
+            f"{name!r}; use {base}, or e.g. adamw-{codec}."
+        )
+    return make(1e-3, **storage)
 
 
 def state_bytes(name: str) -> float:

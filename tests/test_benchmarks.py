@@ -15,7 +15,7 @@ from tests.helpers import TEMPORARIES
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 MODULES = ("_problems", "_tasks", "_tables", "_patients", "step_time", "family")
 MODULES += ("paper_tables", "memory", "codes", "control", "diagnostics", "sweep")
-MODULES += ("sharding", "illnesses")
+MODULES += ("sharding", "illnesses", "plan")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """SHAPES, MESH -> SHARDINGS: where an optimizer's state lies on many devices.
 
+`plan` says what that takes on devices that are not here.
+
 What a sum over a parameter or over all of them spans (norms in `clip_by_global_norm`,
 `guard`, `lamb`, `diagnose`; means in `adam_mini`, `clip_by_update_rms`; the largest
 element for the scales of codes):
@@ -13,6 +15,12 @@ element for the scales of codes):
 in what varies from device to device.
 """
 
+from adamx.sharding._collectives import Collective as Collective
+from adamx.sharding._models import model_shapes as model_shapes
+from adamx.sharding._plan import plan as plan
+from adamx.sharding._plan import plans as plans
+from adamx.sharding._plan_table import Plan as Plan
+from adamx.sharding._plan_table import PlanTable as PlanTable
 from adamx.sharding._state import state_shardings as state_shardings
 from adamx.sharding._table import ShardingRow as ShardingRow
 from adamx.sharding._table import ShardingTable as ShardingTable
