@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx import _tree, moments
+from adamx import _tree, _varying, moments
 from adamx._types import PyTree, at_least_single, dtype_of, promote, real_dtype
 from adamx.diagnostics._layers import Layer, Part
 from adamx.diagnostics._percentiles import percentiles_of
@@ -216,7 +216,7 @@ class Probe:
         def looked() -> list[jax.Array]:  # a norm overflows for less
             return row_is_finite(arrays, self._is_stack)
 
-        return jax.lax.cond(
+        return _varying.cond(
             jnp.all(jnp.concatenate(are_finite)), lambda: are_finite, looked
         )
 
