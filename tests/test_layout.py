@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(adamx.__file__).parent
 ROOMS = [
     {"_types"},
     {"_tree", "_checks", "_printed"},
-    {"_scalars"},
+    {"_scalars", "_varying"},
     {"reading"},
     {"moments"},
     {"codecs"},

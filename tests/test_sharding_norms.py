@@ -1,5 +1,7 @@
 """What a norm spans: pieces in shard_map and pmap, whole arrays under jit."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,6 @@ if hasattr(jax, "shard_map"):
 else:
     from jax.experimental.shard_map import shard_map
 
-UNCHECKED = "check_vma" if hasattr(jax, "shard_map") else "check_rep"
 SPECS = {"w": P("data", "model"), "v": P(None, "model"), "b": P()}
 NAMES = {"w": ("data", "model"), "v": "model", "b": ()}
 
@@ -120,8 +121,6 @@ def test_whole_under_jit_and_pieces_inside_shard_map(label, make, name):
             values = [float(getattr(s, name)) for s in (state, spread_state)]
         assert values[0] == pytest.approx(values[1], rel=1e-6)
     mapped = {"mesh": grid(), "in_specs": (spec, spec), "out_specs": spec}
-    if label == "diagnose":  # its conditional's branches vary unlike
-        mapped[UNCHECKED] = False
     pieces = shard_map(lambda g, p: step(g, p)[0], **mapped)
     halves = [
         step({"w": g["w"][i : i + 4]}, {"w": params["w"][i : i + 4]})[0]["w"]
@@ -129,6 +128,83 @@ def test_whole_under_jit_and_pieces_inside_shard_map(label, make, name):
     ]
     alone = jax.jit(pieces)(g, params)["w"]
     np.testing.assert_allclose(alone, np.concatenate(halves), rtol=1e-6, atol=1e-8)
+
+
+# (label, transformation with these names)
+OF_PIECES = [
+    ("lamb", lambda names: adamx.lamb(1e-2, weight_decay=0.1, axis_name=names)),
+    ("stable_adamw", lambda names: adamx.stable_adamw(1e-2, axis_name=names)),
+    ("update rms", lambda names: adamx.clip_by_update_rms(0.1, axis_name=names)),
+    ("adam_mini", lambda names: adamx.adam_mini(1e-2, axis_name=names)),
+    ("guard", lambda names: adamx.guard(adamx.adamw(1e-2), axis_name=names)),
+]
+# A layer's own names: of adam_mini, whose blocks are columns, those of the rows.
+OF_BLOCKS = {"w": "data", "v": (), "b": ()}
+
+
+def two_steps(tx, gradients, params):
+    state = tx.init(params)
+    for g in gradients:
+        updates, state = tx.update(g, state, params)
+    return updates
+
+
+def two_steps_in_pieces(tx, gradients, params):
+    specs = {"in_specs": ([SPECS] * len(gradients), SPECS), "out_specs": SPECS}
+    pieces = shard_map(lambda g, p: two_steps(tx, g, p), mesh=grid(), **specs)
+    return jax.jit(pieces)(gradients, params)
+
+
+@pytest.mark.parametrize(("label", "make"), OF_PIECES)
+def test_axis_name_makes_pieces_a_whole(label, make):
+    params = gradient()
+    turned = jax.tree.map(lambda x: x[::-1] + 0.1, params)
+    gradients = [turned, jax.tree.map(lambda x: 30 * x * x, turned)]
+    want = jax.jit(lambda g, p: two_steps(make(None), g, p))(gradients, params)
+    tx = make(OF_BLOCKS if label == "adam_mini" else NAMES)
+    got = two_steps_in_pieces(tx, gradients, params)
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], rtol=2e-6, atol=1e-8)
+    if label != "guard":
+        alone = two_steps_in_pieces(make(None), gradients, params)
+        assert not np.allclose(alone["w"], want["w"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("is_overflow", [False, True])
+def test_guard_of_pieces_judges_as_one(is_overflow):
+    """One piece on one device is not finite: no device steps. Or overflows: all do."""
+    g = gradient()
+    g["w"] = g["w"].at[5, 2].set(1e30 if is_overflow else jnp.nan)
+
+    def step(g, names):
+        tx = adamx.guard(adamx.sgd(1.0), axis_name=names)
+        updates, state = tx.update(g, tx.init(g), g)
+        return updates, (state.skipped, state.grad_norm)
+
+    specs = {"in_specs": (SPECS,), "out_specs": (SPECS, P())}
+    pieces = shard_map(lambda g: step(g, NAMES), mesh=grid(), **specs)
+    updates, (skipped, norm) = jax.jit(pieces)(g)
+    assert int(skipped) == (not is_overflow)
+    assert not np.isfinite(norm)
+    for name in g:
+        want = -g[name] if is_overflow else np.zeros_like(g[name])
+        np.testing.assert_array_equal(updates[name], want)
+
+
+def test_guard_without_names_judges_each_device():
+    g = gradient()
+    g["w"] = g["w"].at[5, 2].set(jnp.nan)
+    tx = adamx.guard(adamx.sgd(1.0))
+    pieces = shard_map(
+        lambda g: tx.update(g, tx.init(g), g)[0],
+        mesh=grid(),
+        in_specs=({"w": SPECS["w"]},),
+        out_specs={"w": SPECS["w"]},
+    )
+    updates = jax.jit(pieces)({"w": g["w"]})["w"]
+    want = -np.array(g["w"])
+    want[4:6, 2:] = 0  # the piece with the NaN
+    np.testing.assert_array_equal(updates, want)
 
 
 def test_bad_input():
@@ -139,7 +215,17 @@ def test_bad_input():
             TypeError,
             expected,
         )
+        for make in (adamx.lamb, adamx.stable_adamw, adamx.adam_mini):
+            build = functools.partial(make, 1.0, axis_name=bad)
+            _check(build, TypeError, expected)
+        build = functools.partial(adamx.guard, adamx.sgd(1.0), axis_name=bad)
+        _check(build, TypeError, expected)
+        build = functools.partial(adamx.clip_by_update_rms, axis_name=bad)
+        _check(build, TypeError, expected)
     g = gradient()
+    guarded = adamx.guard(adamx.sgd(1.0), axis_name="data")
+    expected = "`axis_name` shard_map 'data' unbound leave it out"
+    _check(lambda: guarded.update(g, guarded.init(g), g), ValueError, expected)
     tx = adamx.clip_by_global_norm(1.0, axis_name="data")
     expected = "`axis_name` shard_map 'data' unbound leave it out"
     _check(lambda: tx.update(g, tx.init(g)), ValueError, expected)

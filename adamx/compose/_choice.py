@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx import _tree
+from adamx import _tree, _varying
 from adamx._steps import StepIf, own_step_if, step_of
 from adamx._types import GradientTransformation, PyTree, update_dtype
 
@@ -59,7 +59,7 @@ def update_if(
         nothing = jax.tree.map(lambda g: -jnp.zeros_like(g), updates)
         return as_emitted(nothing), state
 
-    return jax.lax.cond(is_taken, taken, skipped)
+    return _varying.cond(is_taken, taken, skipped)
 
 
 def step_if(
@@ -77,7 +77,7 @@ def step_if(
         new, after = take()
         return new, as_stored(after, state)
 
-    return jax.lax.cond(is_taken, taken, lambda: (params, state))
+    return _varying.cond(is_taken, taken, lambda: (params, state))
 
 
 def step_if_of(tx: GradientTransformation) -> StepIf:
@@ -149,7 +149,7 @@ def scalars_if(is_taken: jax.Array | None, compute: Callable[[], Any]) -> Any:
         return compute()
     like = jax.eval_shape(compute)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    return jax.lax.cond(is_taken, compute, lambda: zeros)
+    return _varying.cond(is_taken, compute, lambda: zeros)
 
 
 def chosen(is_taken: jax.Array | None, new: Any, before: Any) -> Any:

@@ -12,17 +12,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx import _tree
+from adamx import _tree, _varying
 from adamx._types import PyTree
 
 
-def is_all_finite(squares: jax.Array, values: Callable[[], PyTree]) -> jax.Array:
+def is_all_finite(
+    squares: jax.Array, values: Callable[[], PyTree], axis_name: Any = None
+) -> jax.Array:
     """Whether all elements of a tree are finite.
 
     Args:
       squares: the sum of their squares, or what is finite only if that is.
       values: returns the tree. Called inside a conditional: what is computed from other
         trees here costs nothing where `squares` is finite.
+      axis_name: see `_varying.names_of`; `squares` is over these axes already.
     """
     is_clear = jnp.isfinite(squares)
 
@@ -34,18 +37,20 @@ def is_all_finite(squares: jax.Array, values: Callable[[], PyTree]) -> jax.Array
         return jnp.sqrt(jnp.abs(x))
 
     def closely() -> jax.Array:
-        return jnp.isfinite(_tree.global_sum(term, values()))
+        return jnp.isfinite(_varying.global_sum(term, values(), axis_name))
 
-    return jax.lax.cond(is_clear, lambda: is_clear, closely)
+    return _varying.cond(is_clear, lambda: is_clear, closely)
 
 
-def finite_norm(tree: Callable[[], PyTree]) -> tuple[jax.Array, jax.Array]:
+def finite_norm(
+    tree: Callable[[], PyTree], axis_name: Any = None
+) -> tuple[jax.Array, jax.Array]:
     """Whether all of a tree is finite, and its norm (inf where that overflows).
 
-    The tree is what a function returns, as in `is_all_finite`.
+    The tree is what a function returns, and `axis_name` as in `is_all_finite`.
     """
-    squares: Any = _tree.global_sum(_tree.abs_squared, tree())
-    return is_all_finite(squares, tree), jnp.sqrt(squares)
+    squares: Any = _varying.global_sum(_tree.abs_squared, tree(), axis_name)
+    return is_all_finite(squares, tree, axis_name), jnp.sqrt(squares)
 
 
 def scalar_by_leaf(scalar: jax.Array, tree: PyTree) -> PyTree:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx import _checks, _scalars, _tree
+from adamx import _checks, _scalars, _tree, _varying
 from adamx._steps import with_step_if
 from adamx._types import (
     GradientTransformation,
@@ -87,6 +87,7 @@ def guard(
     spike_decay: Any = 0.99,
     spike_warmup: Any = 100,
     max_consecutive: Any = 10,
+    axis_name: Any = None,
 ) -> GradientTransformationExtraArgs:
     """Skips a step whose gradient is not finite or, if asked, whose norm is a spike.
 
@@ -123,17 +124,20 @@ def guard(
         training are unlike the others.
       max_consecutive: >= 1, skipped steps in a row, see above. None: no limit. Then a
         norm that rises and stays where it is ends the training.
+      axis_name: inside `shard_map` and `pmap`, the axes along which the gradient is in
+        pieces; see `clip_by_global_norm`. All devices then judge as one.
 
     Returns:
       The optimizer. State: `GuardState`. Updates have the dtypes of those of `tx`.
-      Extra arguments are handed on. Inside `jax.shard_map` or `jax.pmap`, gradients
-      must be summed over the devices first: each device judges what it has, and they
-      would part.
+      Extra arguments are handed on. Inside `jax.shard_map` or `jax.pmap`, each device
+      judges what it has, and they may part: sum gradients of copies over the devices
+      first, and name the axes of pieces in `axis_name`.
 
     Raises:
       TypeError: `tx` is not a transformation; an argument is no number, or a schedule;
-        another state; a gradient that is no float.
-      ValueError: an argument out of range; a loss_scaling inside `tx`.
+        another state; a gradient that is no float; `axis_name` is no name.
+      ValueError: an argument out of range; axes that are not there; a
+        loss_scaling inside `tx`.
 
     >>> import adamx, jax.numpy as jnp
     >>> tx = guard(adamx.sgd(1.0, momentum=0.5), spike_zscore=6.0, spike_warmup=2)
@@ -150,6 +154,7 @@ def guard(
     """
     _checks.check_transformation("tx", tx)
     _check_spikes(spike_zscore, spike_decay, spike_warmup)
+    _varying.check_names(axis_name)
     if max_consecutive is not None and not isinstance(max_consecutive, jax.core.Tracer):
         remedy = "Use e.g. 10, or None for no limit."
         _checks.check_steps("max_consecutive", max_consecutive, remedy=remedy)
@@ -184,7 +189,7 @@ def guard(
         _tree.check_gradient(updates, params)
 
     def judge(updates: Callable[[], PyTree], state: GuardState) -> _Verdict:
-        is_finite, norm = finite_norm(updates)
+        is_finite, norm = finite_norm(updates, axis_name)
         norm = norm.astype(state.grad_norm.dtype)
         none = jnp.zeros_like(is_finite)
         if spike_zscore is None:

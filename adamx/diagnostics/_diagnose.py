@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx import _checks, _tree, moments
+from adamx import _checks, _tree, _varying, moments
 from adamx._steps import step_of, with_step
 from adamx._types import GradientTransformation, GradientTransformationExtraArgs, PyTree
 from adamx.diagnostics._layers import (
@@ -196,7 +196,7 @@ def diagnose(
             updates, _ = inner_update(grads, state.inner_state, params, **extra_args)
             return probe.before(grads, params, updates)
 
-        before = jax.lax.cond(is_now, look, lambda: probe.nothing(grads, params))
+        before = _varying.cond(is_now, look, lambda: probe.nothing(grads, params))
         held = _behind(before.known, state.inner_state)
         seen = jax.tree.map(
             lambda g: moments.behind(before.known, jnp.asarray(g)), grads
@@ -208,7 +208,7 @@ def diagnose(
             like, last = (grads, params), state.values[:, -1]
             return probe.behind(before, like, counts, inner_state, last)
 
-        values = jax.lax.cond(is_now, read, lambda: state.values)
+        values = _varying.cond(is_now, read, lambda: state.values)
         new = state._replace(
             count=count,
             measured_at=jnp.where(is_now, count, state.measured_at),

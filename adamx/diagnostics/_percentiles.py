@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx import _varying
+
 _INFINITY = 0x7F800000  # the bits of inf; those of NaN are larger
 # Narrower rows are padded: each width apart would take long to compile.
 _RANGE_OF_WIDTHS = 8
@@ -70,7 +72,7 @@ def _smallest_with(bits: jax.Array, wanted: np.ndarray) -> jax.Array:
 
     shape = wanted.shape
     start = jnp.zeros(shape, jnp.int32), jnp.full(shape, _INFINITY, jnp.int32)
-    return jax.lax.fori_loop(0, 31, halve, start)[1]
+    return jax.lax.fori_loop(0, 31, halve, _varying.start_of(halve, start))[1]
 
 
 def percentiles_of(

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx.moments import _layout, _rounding
+from adamx.moments._order import one_of
 
 # What k / levels is raised to, by the dtype of the codes.
 _POWERS = {
@@ -130,7 +131,7 @@ def find_scales(
             found.append(_layout.placed_like(size.reshape(scale.shape), scale))
             continue
         # One after the other: what is found on the way takes memory.
-        turn = found[0].ravel()[0] if found and found[0].size else None
+        turn = one_of(found[0]) if found and found[0].size else None
         size = _layout.largest(jnp.abs(new(turn)), scale.shape)
         size = jnp.minimum(size, _TOP).astype(scale.dtype)
         found.append(_layout.placed_like(size, scale))

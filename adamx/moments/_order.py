@@ -6,6 +6,7 @@ leaves at the start. A conditional is what it does not fuse across on a CPU: wha
 one is computed before, and once; and a number that comes out of one, known only then.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -50,3 +51,22 @@ def in_turn(
 def behind(known: jax.Array, x: jax.Array) -> jax.Array:
     """x, computed after `known`, a number >= 0."""
     return jnp.where(known >= 0, x, jnp.zeros_like(x))
+
+
+def one_of(x: jax.Array) -> jax.Array:
+    """A number >= 0 of an array that is not empty; of each of its pieces, the largest.
+
+    Where the sharding is a part of the type, on a mesh with explicit axes, a slice must
+    be as long as there are pieces: it has the first number of each, and moves none.
+    """
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    pieces = [1] * x.ndim
+    if sharding is not None and not sharding.mesh.empty:
+        sizes = dict(sharding.mesh.shape)
+        for axis, names in enumerate(sharding.spec):
+            own = (names,) if isinstance(names, str) else names or ()
+            pieces[axis] = math.prod(sizes[name] for name in own)
+    ends = [n if count > 1 else 1 for n, count in zip(x.shape, pieces, strict=True)]
+    steps = [n // count for n, count in zip(ends, pieces, strict=True)]
+    found = jnp.abs(lax.slice(x, (0,) * x.ndim, ends, steps).astype(jnp.float32))
+    return found.reshape(()) if found.size == 1 else jnp.max(found)

@@ -12,7 +12,7 @@ from adamx.moments import _rounding
 from adamx.moments._codec import Encoded
 from adamx.moments._codes import decode, encode, find_scales, is_code
 from adamx.moments._ema import unrelated
-from adamx.moments._order import LARGE, behind, in_turn
+from adamx.moments._order import LARGE, behind, in_turn, one_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +96,7 @@ def turn_after(own: Sequence[jax.Array], turn: jax.Array) -> jax.Array:
     if not scales or codes.size < LARGE:
         return turn
 
-    def first(codes: jax.Array) -> jax.Array:
-        one = jax.lax.slice(codes, (0,) * codes.ndim, (1,) * codes.ndim)
-        return jnp.abs(one.reshape(()).astype(jnp.float32))
-
-    return in_turn(first, scales[0].ravel()[0], codes)[1]
+    return in_turn(one_of, one_of(scales[0]), codes)[1]
 
 
 def deal(arrays: Sequence[Any], slots: Sequence[Slot]) -> list[list[Any]]:

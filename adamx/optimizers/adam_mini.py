@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adamx import _checks, _scalars, _tree, moments
+from adamx import _checks, _scalars, _tree, _varying, moments
 from adamx._types import (
     GradientTransformationExtraArgs,
     Mask,
@@ -84,6 +84,7 @@ def adam_mini_leaf(
     nu_scale: jax.Array,
     eps: jax.Array,
     axes: Shape,
+    names: tuple[str, ...] = (),
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One leaf of Adam-mini.
 
@@ -92,12 +93,13 @@ def adam_mini_leaf(
       nu: real, of length 1 along `axes`.
       weight1, weight2, mu_scale, nu_scale, eps: as in `adam_leaf`.
       axes: over which a block extends.
+      names: of the mesh's axes along which it is in pieces.
 
     Returns:
       update, mu, nu.
     """
     mu = moments.update_average(mu, g, weight1)
-    square = _layers.mean(_tree.abs_squared(g), axes)
+    square = _layers.mean(_tree.abs_squared(g), axes, names)
     nu = moments.update_square(nu, square, weight2)
     # One root and one division for a block, not for each element.
     scale = moments.divide_or_zero(
@@ -167,6 +169,7 @@ def scale_by_adam_mini(
     stacked: Any = None,
     mu_dtype: Any = None,
     nu_dtype: Any = None,
+    axis_name: Any = None,
 ) -> GradientTransformationExtraArgs:
     """Divides the gradient's mean by the root mean square of its whole block.
 
@@ -190,6 +193,9 @@ def scale_by_adam_mini(
         Equinox and PyTorch keep (out, in): pass `axes=lambda path, shape: (1,)` there.
       stacked: which leaves hold one layer for each index of their leading axis; see
         `clip_by_update_rms`. That axis is never shared, nor counted in `axes`.
+      axis_name: inside `shard_map` and `pmap`, the axes along which every block is in
+        pieces, or a tree of them; see `clip_by_global_norm`. A kernel that is cut by
+        columns, each a block of its own, has (); cut by rows, the axis of the rows.
 
     Returns:
       The transformation; dtypes as in `scale_by_adam`. A NaN spreads over its block;
@@ -218,6 +224,7 @@ def scale_by_adam_mini(
             f"{_checks.describe_value(axes)}; e.g. lambda path, shape: (0,)."
         )
     pattern = _checks.check_pattern("stacked", stacked)
+    _varying.check_names(axis_name)
     mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     moments.refuse_codec(
@@ -258,7 +265,10 @@ def scale_by_adam_mini(
             params,
             {"mu": state.mu},
             reduced={"nu": state.nu},
-            each={"axes": shared},
+            each={
+                "axes": shared,
+                "names": _varying.names_of(updates, axis_name),
+            },
             weight1=average["mu"].weight,
             weight2=average["nu"].weight,
             mu_scale=1.0 / average["mu"].correction,
@@ -284,6 +294,7 @@ def adam_mini(
     mu_dtype: Any = None,
     nu_dtype: Any = None,
     independent_decay: bool = False,
+    axis_name: Any = None,
 ) -> GradientTransformationExtraArgs:
     """AdamW with half of its state: a block of parameters shares one second moment.
 
@@ -293,7 +304,8 @@ def adam_mini(
 
     Args:
       learning_rate: see `scale_by_learning_rate`.
-      b1, b2, eps, axes, stacked, mu_dtype, nu_dtype: see `scale_by_adam_mini`.
+      b1, b2, eps, axes, stacked, mu_dtype, nu_dtype, axis_name: see
+        `scale_by_adam_mini`.
       weight_decay, mask: see `add_decoupled_weight_decay`.
       independent_decay: see `adamw`.
 
@@ -321,6 +333,7 @@ def adam_mini(
             stacked=stacked,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            axis_name=axis_name,
         ),
         *descent(learning_rate, weight_decay, mask, independent_decay),
     )

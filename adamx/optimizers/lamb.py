@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adamx import _checks, _scalars, _tree, moments
+from adamx import _checks, _scalars, _tree, _varying, moments
 from adamx._types import (
     GradientTransformationExtraArgs,
     Mask,
@@ -63,6 +63,7 @@ def lamb_leaf(
     min_param_norm: jax.Array,
     axes: tuple[int, ...] | None,
     max_param_norm: jax.Array | None = None,
+    names: tuple[str, ...] = (),
 ) -> tuple[jax.Array, jax.Array | None]:
     """One leaf of LAMB.
 
@@ -71,16 +72,17 @@ def lamb_leaf(
       p: the parameter.
       min_param_norm, max_param_norm: bounds of phi; None: no upper one.
       axes: over which a layer extends; None: no trust ratio here.
+      names: of the mesh's axes along which it is in pieces.
 
     Returns:
       update; the trust ratio of each layer, or None.
     """
     if axes is None:
         return r, None
-    norm = jnp.maximum(_layers.norm(p, axes), min_param_norm)
+    norm = jnp.maximum(_layers.norm(p, axes, names), min_param_norm)
     if max_param_norm is not None:
         norm = jnp.minimum(norm, max_param_norm)
-    size = _layers.norm(r, axes)
+    size = _layers.norm(r, axes, names)
     ratio = moments.divide_or_zero(norm, size)
     ratio = jnp.where((norm == 0) | (size == 0), jnp.ones((), ratio.dtype), ratio)
     return moments.scale(r, ratio), ratio
@@ -92,6 +94,7 @@ def scale_by_lamb_trust_ratio(
     stacked: Any = None,
     min_param_norm: Any = 0.0,
     max_param_norm: Any = None,
+    axis_name: Any = None,
 ) -> GradientTransformationExtraArgs:
     """Gives each layer's update the norm of the layer itself.
 
@@ -110,6 +113,8 @@ def scale_by_lamb_trust_ratio(
       min_param_norm, max_param_norm: >= 0 and > 0, in units of the parameters; bounds
         of phi; None: no upper one. With a `min_param_norm` above 0, a layer that begins
         at zero has a ratio too.
+      axis_name: inside `shard_map` and `pmap`, the axes along which every layer is in
+        pieces, or a tree of them; see `clip_by_update_rms`.
 
     Returns:
       The transformation; its update needs `params`. Updates have the wider dtype of
@@ -119,7 +124,7 @@ def scale_by_lamb_trust_ratio(
     Raises:
       ValueError, TypeError: no `params`; a mask of another structure; a bound that is
         negative, no number or on the wrong side of the other; `stacked` is no regular
-        expression or matches a scalar.
+        expression or matches a scalar; `axis_name` is no name, or not an axis there.
 
     >>> import jax.numpy as jnp
     >>> tx = scale_by_lamb_trust_ratio()
@@ -131,6 +136,7 @@ def scale_by_lamb_trust_ratio(
     Source: You et al. (2020), Algorithm 2 and section 3 (phi).
     """
     bounds = _check_bounds(min_param_norm, max_param_norm)
+    _varying.check_names(axis_name)
     pattern = _checks.check_pattern("stacked", stacked)
 
     def init(params: PyTree) -> ScaleByLambTrustRatioState:
@@ -167,7 +173,10 @@ def scale_by_lamb_trust_ratio(
             lamb_leaf,
             updates,
             params,
-            each={"axes": [layer if has else None for layer, has in picked]},
+            each={
+                "axes": [layer if has else None for layer, has in picked],
+                "names": _varying.names_of(updates, axis_name),
+            },
             emits=("ratios",),
             reads_params=True,
             **used,
@@ -218,6 +227,7 @@ def lamb(
     mu_dtype: Any = None,
     nu_dtype: Any = None,
     independent_decay: bool = False,
+    axis_name: Any = None,
 ) -> GradientTransformationExtraArgs:
     """Adam for large batches: a step changes each layer by a part of its own norm.
 
@@ -238,7 +248,7 @@ def lamb(
       b1, b2, eps, eps_root, mu_dtype, nu_dtype: see `scale_by_adam`.
       weight_decay, mask: see `add_decoupled_weight_decay`. The decay is a part of r: it
         turns the step away from the gradient and towards zero, but never lengthens it.
-      trust_mask, stacked, min_param_norm, max_param_norm: see
+      trust_mask, stacked, min_param_norm, max_param_norm, axis_name: see
         `scale_by_lamb_trust_ratio`.
       independent_decay: whether the decay stands behind the learning rate, outside of
         the trust ratio: p shrinks by `weight_decay` a step. Not the paper's form.
@@ -265,6 +275,7 @@ def lamb(
         stacked=stacked,
         min_param_norm=min_param_norm,
         max_param_norm=max_param_norm,
+        axis_name=axis_name,
     )
     behind = descent(learning_rate, weight_decay, mask, independent_decay)
     if independent_decay:

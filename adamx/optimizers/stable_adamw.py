@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adamx import _checks, _scalars, _tree, moments
+from adamx import _checks, _scalars, _tree, _varying, moments
 from adamx._types import (
     GradientTransformationExtraArgs,
     Mask,
@@ -89,6 +89,7 @@ def stable_adamw_leaf(
     eps: jax.Array,
     threshold: jax.Array,
     axes: tuple[int, ...],
+    names: tuple[str, ...] = (),
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """One leaf of StableAdamW.
 
@@ -96,6 +97,7 @@ def stable_adamw_leaf(
       g, mu, nu, weight1, weight2, mu_scale, nu_scale, eps: as in `adam_leaf`.
       threshold: the RMS up to which nothing is slowed down.
       axes: over which a layer extends.
+      names: of the mesh's axes along which it is in pieces.
 
     Returns:
       update, mu, nu, and the RMS of each layer.
@@ -110,7 +112,7 @@ def stable_adamw_leaf(
     ratio = moments.divide_or_zero(square, jnp.maximum(nu_hat, eps * eps))
     # An element that has overflowed stands still; it must not stop its whole layer.
     ratio = jnp.where(nu == jnp.inf, jnp.zeros((), ratio.dtype), ratio)
-    rms = jnp.sqrt(_layers.mean(ratio, axes))
+    rms = jnp.sqrt(_layers.mean(ratio, axes, names))
     factor = _layers.limit_factor(rms, threshold)
     return moments.scale(direction, factor), mu, nu, rms
 
@@ -126,6 +128,7 @@ def scale_by_stable_adamw(
     stacked: Any = None,
     mu_dtype: Any = None,
     nu_dtype: Any = None,
+    axis_name: Any = None,
 ) -> GradientTransformationExtraArgs:
     """Adam's direction and decay, divided by how far nu_hat lags behind the gradient.
 
@@ -141,6 +144,8 @@ def scale_by_stable_adamw(
       threshold: > 0, the RMS up to which nothing is slowed down.
       stacked: which leaves hold one layer for each index of their leading axis; see
         `clip_by_gradient_rms`.
+      axis_name: inside `shard_map` and `pmap`, the axes along which every layer is in
+        pieces, or a tree of them; see `clip_by_update_rms`.
 
     Returns:
       The transformation; dtypes as in `scale_by_adam`. Its update needs `params` where
@@ -166,6 +171,7 @@ def scale_by_stable_adamw(
     _checks.check_weight_decay("weight_decay", weight_decay)
     _checks.check_positive("threshold", threshold, "Use 1.0, as in the paper.")
     pattern = _checks.check_pattern("stacked", stacked)
+    _varying.check_names(axis_name)
     mu_dtype = moments.check_moment_dtype("mu_dtype", mu_dtype)
     nu_dtype = moments.check_second_moment_dtype("nu_dtype", nu_dtype, b2)
     betas = {"mu": ("b1", b1), "nu": ("b2", b2)}
@@ -206,7 +212,10 @@ def scale_by_stable_adamw(
             params,
             {"mu": state.mu},
             {"nu": state.nu},
-            each={"axes": _layers.layer_axes(pattern, updates)},
+            each={
+                "axes": _layers.layer_axes(pattern, updates),
+                "names": _varying.names_of(updates, axis_name),
+            },
             emits=("rms",),
             weight1=average["mu"].weight,
             weight2=average["nu"].weight,
@@ -252,6 +261,7 @@ def stable_adamw(
     mu_dtype: Any = None,
     nu_dtype: Any = None,
     independent_decay: bool = False,
+    axis_name: Any = None,
 ) -> GradientTransformationExtraArgs:
     """AdamW that needs no gradient clipping: a layer with a sudden gradient slows down.
 
@@ -263,7 +273,8 @@ def stable_adamw(
 
     Args:
       learning_rate: see `scale_by_learning_rate`.
-      b1, b2, eps, threshold, stacked, mu_dtype, nu_dtype: see `scale_by_stable_adamw`.
+      b1, b2, eps, threshold, stacked, mu_dtype, nu_dtype, axis_name: see
+        `scale_by_stable_adamw`.
       weight_decay, mask: see `add_decoupled_weight_decay`.
       independent_decay: whether a parameter shrinks by `weight_decay` a step, whatever
         the learning rate and RMS. Pass a rate small enough; see `adamw`.
@@ -281,7 +292,7 @@ def stable_adamw(
     Source: Wortsman et al. (2023), Algorithm 2.
     """
     _checks.check_flag("independent_decay", independent_decay)
-    options = {"threshold": threshold, "stacked": stacked}
+    options = {"threshold": threshold, "stacked": stacked, "axis_name": axis_name}
     dtypes = {"mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
     if independent_decay:
         return wide_chain(

@@ -8,11 +8,13 @@ element for the scales of codes):
 
     under jit                    the whole arrays, however they and the state are
                                  sharded, automatically or by explicit axes
-    inside shard_map, pmap       the device's piece alone; over all pieces only in
-                                 clip_by_global_norm(..., axis_name=)
+    inside shard_map, pmap       the device's piece alone; over all pieces with
+                                 `axis_name`, which clip_by_global_norm, guard, lamb,
+                                 stable_adamw, clip_by_update_rms, adam_mini have
 
-`diagnose` needs shard_map(..., check_vma=False): the branches of its conditional differ
-in what varies from device to device.
+In pieces alone, inside shard_map and pmap: `diagnose`, `loss_scaling`, the scales of
+codes, and in States what is the mean or the largest over layers (`trust_ratio_mean`,
+`update_rms`), where layers are on several devices.
 """
 
 from adamx.sharding._collectives import Collective as Collective

@@ -11,14 +11,13 @@ Source: Pascanu, Mikolov & Bengio, "On the difficulty of training Recurrent Neur
 Networks" (2013), Algorithm 1.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from adamx import _checks, _scalars, _tree
+from adamx import _checks, _scalars, _tree, _varying
 from adamx._types import (
     EmptyState,
     GradientTransformationExtraArgs,
@@ -92,7 +91,7 @@ def clip_by_global_norm(
         allow_schedule=False,
         allow_infinite=True,
     )
-    _check_names(axis_name)
+    _varying.check_names(axis_name)
 
     def init(params: PyTree) -> ClipByGlobalNormState:
         del params
@@ -109,7 +108,8 @@ def clip_by_global_norm(
         if is_recorded:
             _checks.check_state(state, ClipByGlobalNormState, "clip_by_global_norm")
         _tree.check_inexact(updates, "gradient")
-        norm = _norm(updates, axis_name)
+        squares = _varying.global_sum(_tree.abs_squared, updates, axis_name)
+        norm = jnp.sqrt(squares)
         chex.assert_rank(norm, 0)
         limit = jnp.asarray(
             _scalars.resolve("max_norm", max_norm, jnp.zeros((), jnp.int32)), norm.dtype
@@ -124,71 +124,3 @@ def clip_by_global_norm(
         return scale_tree(updates, factor), state
 
     return GradientTransformationExtraArgs(init, update)
-
-
-# ----------------------------------------------------------------- the axes of a mesh
-
-
-def _is_names(x: Any) -> bool:
-    return isinstance(x, str) or (
-        isinstance(x, tuple) and all(isinstance(name, str) for name in x)
-    )
-
-
-def _check_names(axis_name: Any) -> None:
-    """Raises TypeError unless it is None, a name, names, or a tree of these."""
-    flat = jax.tree_util.tree_flatten_with_path(axis_name, is_leaf=_is_names)[0]
-    for path, x in flat:
-        if not _is_names(x):
-            raise TypeError(
-                "`axis_name` must be the name of an axis, a tuple of names, or a tree "
-                f"of these, got {_checks.describe_value(x)} at "
-                f"'{_tree.path_name(path)}'; pass e.g. 'model', or () for a leaf that "
-                "every device has whole."
-            )
-
-
-def _norm(updates: PyTree, axis_name: Any) -> jax.Array:
-    """The global norm; of leaves in pieces, that of all of them."""
-    if axis_name is None:
-        return _tree.global_norm(updates)
-    groups: dict[tuple[str, ...], list[Any]] = {}
-    leaves = jax.tree.leaves(updates)
-    for leaf, names in zip(leaves, _names_of(updates, axis_name), strict=True):
-        groups.setdefault(names, []).append(leaf)
-    squares = [
-        _sum_over(_tree.global_sum(_tree.abs_squared, own), names)
-        for names, own in groups.items()
-    ]
-    return jnp.sqrt(_tree.global_sum(lambda x: x, squares))
-
-
-def _names_of(updates: PyTree, axis_name: Any) -> list[tuple[str, ...]]:
-    """For each leaf of a gradient, the axes along which it is in pieces."""
-    entries, structure = jax.tree.flatten(axis_name, is_leaf=_is_names)
-    try:
-        below = structure.flatten_up_to(updates)  # type: ignore[attr-defined]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            "`axis_name` must be names, or a tree of them like the gradient or the top "
-            f"of it, got {structure} for {jax.tree.structure(updates)}: {error}. Give "
-            "every leaf its names, () where every device has it whole."
-        ) from None
-    return [
-        (names,) if isinstance(names, str) else names
-        for names, part in zip(entries, below, strict=True)
-        for _ in jax.tree.leaves(part)
-    ]
-
-
-def _sum_over(total: jax.Array, names: Sequence[str]) -> jax.Array:
-    if not names:
-        return total
-    try:
-        return jax.lax.psum(total, tuple(names))
-    except NameError as error:
-        raise ValueError(
-            "`axis_name` must name axes of the surrounding shard_map or pmap, got "
-            f"{', '.join(map(repr, names))} ({error}). Under jit alone leave it out: "
-            "there arrays are whole, and so is the norm."
-        ) from None

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx import _tree
+from adamx import _tree, _varying
 from adamx._types import PyTree
 
 Axes = tuple[int, ...]
@@ -59,15 +59,23 @@ def _shaped(leaf: Any) -> Any:
     return leaf if hasattr(leaf, "shape") else jnp.asarray(leaf)
 
 
-def norm(x: jax.Array, axes: Axes) -> jax.Array:
-    """sqrt(sum of |x|^2) over some axes, which stay with length 1."""
-    return jnp.sqrt(jnp.sum(_tree.abs_squared(x), axis=axes, keepdims=True))
+def norm(x: jax.Array, axes: Axes, names: _varying.Names = ()) -> jax.Array:
+    """sqrt(sum of |x|^2) over some axes, which stay with length 1.
+
+    Of pieces, over the devices along the axes of the mesh with these `names` too.
+    """
+    total = jnp.sum(_tree.abs_squared(x), axis=axes, keepdims=True)
+    return jnp.sqrt(_varying.sum_over(total, names))
 
 
-def mean(x: jax.Array, axes: Axes) -> jax.Array:
-    """The mean over some axes, which stay with length 1; 0 where there is nothing."""
-    count = math.prod(x.shape[axis] for axis in axes)
-    return jnp.sum(x, axis=axes, keepdims=True) / max(count, 1)
+def mean(x: jax.Array, axes: Axes, names: _varying.Names = ()) -> jax.Array:
+    """The mean over some axes, which stay with length 1; 0 where there is nothing.
+
+    Of pieces, over the devices along the axes of the mesh with these `names` too.
+    """
+    count = math.prod(x.shape[axis] for axis in axes) * _varying.size_of(names)
+    total = _varying.sum_over(jnp.sum(x, axis=axes, keepdims=True), names)
+    return total / max(count, 1)
 
 
 def limit_factor(size: jax.Array, limit: Any) -> jax.Array:

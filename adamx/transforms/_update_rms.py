@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adamx import _checks, _scalars, _tree, moments
+from adamx import _checks, _scalars, _tree, _varying, moments
 from adamx._types import (
     GradientTransformationExtraArgs,
     PyTree,
@@ -42,7 +42,7 @@ class ClipByUpdateRmsState(NamedTuple):
 
 
 def clip_by_update_rms(
-    threshold: Any = 1.0, *, stacked: Any = None
+    threshold: Any = 1.0, *, stacked: Any = None, axis_name: Any = None
 ) -> GradientTransformationExtraArgs:
     """Scales each layer's update down to a root mean square of at most `threshold`.
 
@@ -58,13 +58,17 @@ def clip_by_update_rms(
       stacked: regular expression; a leaf whose path ('layers/attention/kernel') it
         matches (`re.search`) holds one layer for each index of its leading axis, as
         `nn.scan` stacks them. None: every leaf is one layer.
+      axis_name: inside `shard_map` and `pmap`, the axes along which every layer is in
+        pieces, or a tree of them; see `clip_by_global_norm`. The mean is over equal
+        pieces. A stack that is cut between its layers alone has ().
 
     Returns:
       The transformation; updates keep their dtypes. State: `ClipByUpdateRmsState`.
 
     Raises:
       ValueError, TypeError: `threshold` is negative or not a number, `stacked` is no
-        regular expression or matches a scalar.
+        regular expression or matches a scalar; `axis_name` is no name, or not an axis
+        there.
 
     >>> import jax.numpy as jnp
     >>> tx = clip_by_update_rms(1.0)
@@ -83,6 +87,7 @@ def clip_by_update_rms(
         allow_infinite=True,
     )
     pattern = _checks.check_pattern("stacked", stacked)
+    _varying.check_names(axis_name)
 
     def init(params: PyTree) -> ClipByUpdateRmsState:
         _layers.check_stacked(pattern, params)
@@ -99,11 +104,13 @@ def clip_by_update_rms(
         _tree.check_inexact(updates, "update")
         limit = _scalars.resolve("threshold", threshold, jnp.zeros((), jnp.int32))
         axes = iter(_layers.layer_axes(pattern, updates))
+        names = iter(_varying.names_of(updates, axis_name))
 
         def leaf(u: Any) -> tuple[jax.Array, jax.Array]:
             x = _tree.wide(u)
             scalar = jnp.asarray(limit, real_dtype(x.dtype))
-            clipped, rms = clip_rms_leaf(x, threshold=scalar, axes=next(axes))
+            own: Any = {"axes": next(axes), "names": next(names)}
+            clipped, rms = clip_rms_leaf(x, threshold=scalar, **own)
             return clipped.astype(jnp.asarray(u).dtype), rms
 
         clipped, sizes = _tree.map_leaves(leaf, 2, updates)
@@ -114,7 +121,11 @@ def clip_by_update_rms(
 
 
 def clip_rms_leaf(
-    u: jax.Array, *, threshold: jax.Array, axes: _layers.Axes
+    u: jax.Array,
+    *,
+    threshold: jax.Array,
+    axes: _layers.Axes,
+    names: tuple[str, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
     """One leaf, clipped, and the root mean square of each of its layers before that.
 
@@ -122,6 +133,7 @@ def clip_rms_leaf(
       u: the update.
       threshold: what a root mean square may be.
       axes: over which a layer extends.
+      names: of the mesh's axes along which it is in pieces.
     """
-    rms = jnp.sqrt(_layers.mean(_tree.abs_squared(u), axes))
+    rms = jnp.sqrt(_layers.mean(_tree.abs_squared(u), axes, names))
     return moments.scale(u, _layers.limit_factor(rms, threshold)), rms
