@@ -100,7 +100,6 @@ class Probe:
         trees = [g, self._leaves(updates)]
         if params is not None:
             trees.insert(1, self._leaves(like_of(grads, params)))
-        squares = [x.astype(jnp.float32) for x in row_squares(g, self._is_stack)]
         of_g, *of_params, of_updates = (
             self._packed(tree, dtypes)
             for tree, dtypes in zip(
@@ -108,7 +107,7 @@ class Probe:
             )
         )
         return Before(
-            squares=jnp.concatenate(squares) if squares else jnp.zeros(0),
+            squares=row_squares(g, [part.rows for part in self.parts], self._is_stack),
             gradients=of_g,
             params=of_params[0] if of_params else [],
             updates=of_updates,
