@@ -79,7 +79,7 @@ def save(
     if (folder / MANIFEST).exists():
         raise ValueError(
             f"`step` must be one that is not saved yet, got {step}: '{folder}' is a "
-            "checkpoint. Delete it first, or go on from latest(directory) + 1."
+            "checkpoint. Delete it first, or go on from steps(directory)[-1] + 1."
         )
     arrays = _by_name(tree)
     is_first = jax.process_index() == 0
