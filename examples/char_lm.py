@@ -65,10 +65,10 @@ class Text(NamedTuple):
 
 def load_text() -> Text:
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
-    alphabet = "".join(sorted(set(text)))
-    codes = {letter: code for code, letter in enumerate(alphabet)}
-    data = jnp.array([codes[letter] for letter in text], jnp.int32)
-    return Text(data[:-20_000], data[-20_000:], alphabet)
+    letters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    alphabet, codes = np.unique(letters, return_inverse=True)
+    data = jnp.asarray(codes, jnp.int32)
+    return Text(data[:-20_000], data[-20_000:], "".join(map(chr, alphabet)))
 
 
 def batch_of(data: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
@@ -216,8 +216,12 @@ def train(
     args: argparse.Namespace, text: Text, files: Checkpoints, console: Console
 ) -> Any:
     """Trains; the model, the optimizer and the history of readings."""
-    model = CharLM(len(text.alphabet), args.width, args.blocks, nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, make_optimizer(args.steps), wrt=nnx.Param)
+
+    def create() -> tuple[CharLM, nnx.Optimizer]:
+        model = CharLM(len(text.alphabet), args.width, args.blocks, nnx.Rngs(0))
+        return model, nnx.Optimizer(model, make_optimizer(args.steps), wrt=nnx.Param)
+
+    model, optimizer = nnx.jit(create)()  # one program, not one for each array
     begun, key = files.load(model, optimizer, jax.random.key(1))
     history = adamx.History(files.log)
     if begun:
@@ -300,7 +304,7 @@ def draw(history: adamx.History, path: Path) -> Path:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="40 steps, a small model")
