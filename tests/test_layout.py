@@ -104,7 +104,7 @@ def _public_functions():
         value = getattr(adamx, name)
         if inspect.isfunction(value):
             yield name, value
-    for room in ("schedules", "recipes", "sharding"):
+    for room in ("schedules", "recipes", "sharding", "interop"):
         for name, value in sorted(vars(getattr(adamx, room)).items()):
             if inspect.isfunction(value) and not name.startswith("_"):
                 yield f"{room}.{name}", value

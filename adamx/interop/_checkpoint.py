@@ -79,7 +79,7 @@ def save(
     if (folder / MANIFEST).exists():
         raise ValueError(
             f"`step` must be one that is not saved yet, got {step}: '{folder}' is a "
-            "checkpoint. Delete it first, or go on from latest(directory) + 1."
+            "checkpoint. Delete it first, or go on from steps(directory)[-1] + 1."
         )
     arrays = _by_name(tree)
     is_first = jax.process_index() == 0
@@ -128,6 +128,15 @@ def restore(
       CheckpointError: a file that is damaged, missing or cut, which it names.
       FileNotFoundError: there is no checkpoint, or none of this step.
       ValueError: `like` is of other arrays than the checkpoint: it lists them.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     for step in (1, 2):
+    ...         folder = save(directory, step, {"w": jnp.full(2, step)})
+    ...     last = restore(directory, {"w": jnp.zeros(2, int)})
+    ...     flat = restore(directory)  # by path, as NumPy has them
+    ...     last["w"].tolist(), flat["w"].tolist()
+    ([2, 2], [2, 2])
     """
     _checks.check_flag("fallback", fallback)
     root, found = pathlib.Path(directory).absolute(), steps(directory)

@@ -29,6 +29,15 @@ def steps(directory: str | os.PathLike[str]) -> list[int]:
 
     Returns:
       The steps. Whether their files are still what was written, `verify` says.
+
+    >>> import tempfile, numpy as np
+    >>> from adamx.interop import save
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     folder = save(directory, 5, {"w": np.ones(2)})
+    ...     whole = steps(directory)
+    ...     (folder / "manifest.json").unlink()  # as a kill before its end leaves it
+    ...     whole, steps(directory)
+    ([5], [])
     """
     root = pathlib.Path(directory)
     names = [p.parent.name for p in root.glob(f"*/{MANIFEST}")]
@@ -46,6 +55,13 @@ def verify(directory: str | os.PathLike[str], step: int) -> dict[str, Any]:
 
     Raises:
       CheckpointError: a file that is damaged, missing or cut, which it names.
+
+    >>> import tempfile, numpy as np
+    >>> from adamx.interop import save
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     folder = save(directory, 5, {"w": np.ones(2, np.float32)})
+    ...     verify(directory, 5)["arrays"]
+    {'w': 'float32[2]'}
     """
     folder = pathlib.Path(directory).absolute() / str(step)
     body = _read_manifest(folder)
