@@ -32,6 +32,7 @@ only those. Only process 0 prints and keeps the history; all of them run all pro
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def launch(count: int, arguments: list[str]) -> int:
     command = [sys.executable, __file__, *arguments, "--coordinator", address]
     command += ["--num-processes", str(count), "--process-id"]
     settings = os.environ | {"JAX_PLATFORMS": "cpu"}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through `finally`
     running = [subprocess.Popen([*command, str(i)], env=settings) for i in range(count)]
     try:
         while any(one.poll() is None for one in running):

@@ -231,7 +231,7 @@ CONTROL = {
 @pytest.mark.parametrize(
     "part",
     [
-        pytest.param(part, marks=[] if part == "guard" else pytest.mark.slow)
+        pytest.param(part, marks=[] if part == "groups" else pytest.mark.slow)
         for part in CONTROL
     ],
 )
@@ -257,6 +257,7 @@ def test_seeing_into_a_step_is_timed(modules, capsys):
     assert "A measurement: " in printed
 
 
+@pytest.mark.slow
 def test_a_planted_illness_is_found_and_clears(modules, tmp_path):
     path = tmp_path / "tables.md"
     given = ["--model", "hidden", "--only", "eps", "--quick", "--write", str(path)]
@@ -267,6 +268,7 @@ def test_a_planted_illness_is_found_and_clears(modules, tmp_path):
     assert rows[1] == "| eps | 1 of 1 | **1** |"
 
 
+@pytest.mark.slow
 def test_a_sweep_is_compared_with_single_runs(modules, monkeypatch):
     sweep, task = modules["sweep"], modules["_tasks"].digits(8, 1)
     monkeypatch.setattr(sweep, "TURNS", 1)

@@ -290,7 +290,14 @@ def test_random_bits_are_reproducible_and_never_the_same(label):
     assert unlike(first.mu.codes["a"], run(2**40).mu.codes["a"]) > 0.1
 
 
-@pytest.mark.parametrize("label", ["bfloat16", "int8-stochastic", "e4m3-stochastic"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "int8-stochastic",
+        pytest.param("bfloat16", marks=pytest.mark.slow),
+        pytest.param("e4m3-stochastic", marks=pytest.mark.slow),
+    ],
+)
 def test_moments_and_leaves_draw_apart(label):
     """Two moments of two leaves, all equal: no two are rounded alike."""
     codec = make(label)

@@ -357,6 +357,7 @@ def test_follows_float32(row, label):
     assert error.mean() <= DISTANCES[label] * moved.mean()
 
 
+@pytest.mark.slow  # tests/test_checkpoint.py saves and restores codecs, too
 def test_a_checkpoint_of_orbax_continues_bitwise(tmp_path):
     import orbax.checkpoint
 

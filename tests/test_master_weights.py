@@ -256,6 +256,7 @@ def _train(tx, dtype, key=None, steps=3000):
     return float(loss(params))
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16_reaches_the_loss_of_float32():
     """Where plain sums do not: their steps of 1e-4 are below half an ulp."""
     make = lambda: adamx.adam(1e-4)  # noqa: E731
@@ -354,6 +355,7 @@ def test_training_is_that_of_float32_parameters(kind):
     assert np.mean(same) > 0.99
 
 
+@pytest.mark.slow
 @by_one_kind
 def test_eager_scan_and_vmap_agree(kind):
     params, tx = _mixed(), _make(kind)

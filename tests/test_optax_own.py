@@ -12,9 +12,9 @@ import pytest
 from tests.optax_own import breaks, cases, runner
 
 FAST = [
-    "alias",
+    "sharding",
+    pytest.param("alias", marks=pytest.mark.slow),
     pytest.param("others", marks=pytest.mark.slow),
-    pytest.param("sharding", marks=pytest.mark.slow),
     pytest.param("stages", marks=pytest.mark.slow),
 ]
 
