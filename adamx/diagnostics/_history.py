@@ -49,8 +49,9 @@ class History(Sequence[Record]):
 
     Steps go up. A reading of an earlier step than the last (the run was restored from
     an older checkpoint) takes the place of the records from that step on: they leave
-    the history, with a warning, and stay in the file. Two optimizers that count for
-    themselves want a history each.
+    the history, with a warning, and stay in the file. A reading of the same step as the
+    last stands beside it (micro-steps). Two optimizers that count for themselves want a
+    history each.
 
     Args:
       path: the file; None: in memory only. Its folder must exist.

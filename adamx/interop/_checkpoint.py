@@ -119,7 +119,8 @@ def restore(
         `migrate`.
       step: which; None: the last one.
       fallback: whether to take the one before where the files are damaged, and so on;
-        it warns. False: raise.
+        it warns. False: raise. A damaged one stays: delete its folder before its step
+        is saved again.
 
     Returns:
       The tree, or the flat dict.
