@@ -31,7 +31,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 @pytest.fixture(autouse=True, scope="module")
 def forgets_what_it_compiled():
-    """A worker that keeps the programs of all tests grows to 5 GB and more; so, to 2."""
+    """A worker that keeps the programs of all tests grows to 5 GB; so, to 2."""
     yield
     jax.clear_caches()
     gc.collect()
