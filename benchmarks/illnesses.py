@@ -11,15 +11,15 @@ optimizers, which must have none.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 import step_time
+from _causes import EARLY, ILLNESSES, LATE, NO, RARE, SOUND, Illness
 from _patients import PATIENTS, Patient
 
 import adamx
@@ -28,24 +28,6 @@ from adamx.diagnostics._advice import WORDS
 EVERY = 10
 PHASE = 500
 KIND = {words.symptom: kind for kind, words in WORDS.items()}
-NO = 1e9  # a period or a step that does not come
-# What a step takes besides its batch; traced, so that all illnesses share a program.
-SOUND = {
-    "rate": 1.0,  # of all layers, in the patient's sound one
-    "layer_rate": 1.0,  # of the sick layer, times that
-    "layer_eps": 1e-8,
-    "b2": 0.999,
-    "layer_decay": 0.01,
-    "early": 1.0,  # gradients of all layers in the first 20 steps, times this
-    "layer_early": 1.0,  # of the sick layer
-    "layer_late": 1.0,  # of the sick layer from step 440 on
-    "rare": 0.0,  # share of the sick layer's columns with a gradient each 270 steps
-    "sorted": 0.0,  # the period in which batches are of the one half and of the other
-    "layer_nan": NO,  # NaN in the sick layer's gradient each so many steps
-    "batch_nan": NO,  # NaN in the loss each so many steps
-    "examples": NO,  # trained on, of all
-    "fixed": 0.0,  # 1: the same batch in each step
-}
 ABOUT = """# What health finds
 
 Printed by `python benchmarks/illnesses.py --write benchmarks/ILLNESSES.md`. An illness
@@ -53,129 +35,6 @@ is planted in a run of 500 steps; then its cause is taken away and the run goes 
 500 (or begins again, where the parameters were lost). "Found": a finding that says what
 is wrong, in the layer where it is. "Clears": it is gone at the end. Bold in the second
 table: the kinds that say what is wrong."""
-EARLY, LATE, RARE = 20, 440, 270
-
-
-class Illness(NamedTuple):
-    """What is wrong.
-
-    Attributes:
-      cause: for the table.
-      strengths: three of them.
-      plant: strength -> what differs from SOUND.
-      found: kinds of finding that say so.
-      where: "layer", "relu" (the layer before one), or "all".
-      cure: what differs from SOUND when the cause is gone.
-      bias: strength -> what is added to the bias before a ReLU while ill.
-      restart: the cure begins again from the first parameters (they were lost).
-    """
-
-    cause: str
-    strengths: tuple[float, float, float]
-    plant: Callable[[float], dict[str, float]]
-    found: tuple[str, ...]
-    where: str = "layer"
-    cure: Mapping[str, float] = MappingProxyType({})
-    bias: bool = False
-    restart: bool = False
-
-
-ILLNESSES = {
-    "eps": Illness(
-        "eps of a layer", (0.1, 1, 10), lambda s: {"layer_eps": s}, ("eps_dominates",)
-    ),
-    "frozen": Illness(
-        "first gradients of a layer times; b2 = 0.9999",
-        (1e3, 1e4, 1e5),
-        lambda s: {"layer_early": s, "b2": 0.9999},
-        ("near_zero",),
-        cure={"b2": 0.9},
-    ),
-    "early": Illness(
-        "first gradients of all layers times",
-        (1e3, 1e4, 1e5),
-        lambda s: {"early": s},
-        ("tiny_early", "near_zero"),
-        where="all",
-        cure={"b2": 0.9},
-    ),
-    "outliers": Illness(
-        "share of a layer's columns with a gradient every 270 steps",
-        (0.6, 0.7, 0.8),
-        lambda s: {"rare": s},
-        ("outliers",),
-    ),
-    "layer fast": Illness(
-        "rate of a layer times",
-        (300, 3000, 30000),
-        lambda s: {"layer_rate": s},
-        ("rate_apart", "ratio_high", "imbalance", "growing"),
-        restart=True,
-    ),
-    "layer slow": Illness(
-        "rate of a layer times",
-        (1e-3, 1e-4, 1e-5),
-        lambda s: {"layer_rate": s},
-        ("ratio_low", "imbalance"),
-    ),
-    "fast": Illness(
-        "rate of all layers times",
-        (100, 1000, 10000),
-        lambda s: {"rate": s},
-        ("stuck", "ratio_high", "diverging", "lost_loss", "oscillation"),
-        where="all",
-        restart=True,
-    ),
-    "oscillation": Illness(
-        "batches of one half of the labels, then of the other: period in steps",
-        (16, 14, 2),
-        lambda s: {"sorted": s},
-        ("oscillation",),
-        where="all",
-    ),
-    "exploding": Illness(
-        "gradient of a layer from step 440 on, times",
-        (300, 3000, 30000),
-        lambda s: {"layer_late": s},
-        ("exploding",),
-    ),
-    "growing": Illness(
-        "weight decay of a layer with the wrong sign",
-        (-10, -20, -40),
-        lambda s: {"layer_decay": s},
-        ("growing",),
-        restart=True,
-    ),
-    "nan": Illness(
-        "NaN in a layer's gradient every so many steps",
-        (3, 2, 1),
-        lambda s: {"layer_nan": s},
-        ("nonfinite",),
-    ),
-    "nan loss": Illness(
-        "NaN in the loss every so many steps",
-        (29, 7, 3),
-        lambda s: {"batch_nan": s},
-        ("skipped",),
-        where="all",
-    ),
-    "dead": Illness(
-        "added to the bias before a ReLU",
-        (-20, -100, -1000),
-        lambda s: {},
-        ("dead",),
-        where="relu",
-        bias=True,
-    ),
-    "few examples": Illness(
-        "examples to train on",
-        (32, 16, 8),
-        lambda s: {"examples": s},
-        ("gap",),
-        where="all",
-        restart=True,
-    ),
-}
 
 
 class Run(NamedTuple):

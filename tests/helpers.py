@@ -2,7 +2,10 @@
 
 import contextlib
 import importlib.util
+import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +17,29 @@ import numpy as np
 # 0.6 writes the squared gradient to memory before it sums; that of 0.10 does not.
 IS_OLD_XLA = tuple(map(int, jax.__version__.split(".")[:2])) < (0, 10)
 TEMPORARIES = 1.02 if IS_OLD_XLA else 0.02
+
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+# Compiling takes most of an example's quick run: without LLVM's optimisation, less.
+FAST_COMPILE = "--xla_backend_optimization_level=0"
+
+
+def run_quickly(example: str, out: pathlib.Path) -> str:
+    """What an example prints with --quick, run as a user runs it, from the root."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}"
+    settings = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "XLA_FLAGS": flags}
+    run = subprocess.run(
+        [sys.executable, EXAMPLES / example, "--quick", "--out", out],
+        cwd=ROOT,
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 @contextlib.contextmanager

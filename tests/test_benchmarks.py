@@ -13,7 +13,15 @@ import pytest
 from tests.helpers import TEMPORARIES
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
-MODULES = ("_problems", "_tasks", "_tables", "_patients", "step_time", "family")
+MODULES = (
+    "_problems",
+    "_tasks",
+    "_tables",
+    "_patients",
+    "_causes",
+    "step_time",
+    "family",
+)
 MODULES += ("paper_tables", "memory", "codes", "control", "diagnostics", "sweep")
 MODULES += ("sharding", "illnesses", "plan")
 

@@ -11,19 +11,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import adamx
 from adamx.interop import restore, steps
+from tests.helpers import EXAMPLES, FAST_COMPILE, ROOT
 
-ROOT = Path(__file__).parents[1]
-# Compiling takes most of a quick run: without LLVM's optimisation, less.
-FAST_COMPILE = "--xla_backend_optimization_level=0"
 # Two steps to be skipped: one before the kill, one in the run that goes on.
-COMMAND = [sys.executable, ROOT / "examples/char_lm.py", "--quick", "--resume"]
+COMMAND = [sys.executable, EXAMPLES / "char_lm.py", "--quick", "--resume"]
 COMMAND += ["--bad", "7", "33"]
 RUN, STEPS, EVERY = "char_lm_1x16_40", 40, 10
 

@@ -1,32 +1,15 @@
 """The example on a sick layer runs as a user would run it."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-# Compiling takes most of the quick run: without LLVM's optimisation, less.
-FAST_COMPILE = "--xla_backend_optimization_level=0"
+from tests.helpers import run_quickly
 
 
 def test_quick_run(tmp_path):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}"
-    settings = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "XLA_FLAGS": flags}
-    run = subprocess.run(
-        [sys.executable, ROOT / "examples/diagnose.py", "--quick", "--out", tmp_path],
-        cwd=ROOT,
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "severe: head: eps dominates the denominator\n" in run.stdout
+    printed = run_quickly("diagnose.py", tmp_path)
+    assert "severe: head: eps dominates the denominator\n" in printed
     sick, healed = (
-        re.search(rf"{name}\W+([\d.]+)\W+(\d)", run.stdout).groups()
+        re.search(rf"{name}\W+([\d.]+)\W+(\d)", printed).groups()
         for name in ("sick", "healed")
     )
     assert float(healed[0]) < float(sick[0]) - 0.1

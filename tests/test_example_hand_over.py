@@ -1,40 +1,28 @@
 """examples/adam_to_sgd.py: it runs, and shows what it says."""
 
 import importlib
-import os
 import re
-import subprocess
 import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from tests.test_examples import EXAMPLES, FAST_COMPILE, ROOT, table_row
+from tests.helpers import EXAMPLES, run_quickly
+from tests.test_examples import table_row
 
 NAMES = ("AdamW", "SGD, momentum", "SGD after 10 %", "SGD after 80 %")
 
 
 @pytest.mark.slow
 def test_quick_run(tmp_path):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}"
-    settings = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "XLA_FLAGS": flags}
-    run = subprocess.run(
-        [sys.executable, EXAMPLES / "adam_to_sgd.py", "--quick", "--out", tmp_path],
-        cwd=ROOT,
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
+    printed = run_quickly("adam_to_sgd.py", tmp_path)
     for name in NAMES:
-        numbers = table_row(run.stdout, name, "Separable: error")
+        numbers = table_row(printed, name, "Separable: error")
         assert len(numbers) == (6 if "after" in name else 4)
         assert all(0 <= x <= 100 for x in numbers[:2])
         assert "after" not in name or numbers[2] > 0
-    assert re.search(r"Mean over 2 seeds", run.stdout)
+    assert re.search(r"Mean over 2 seeds", printed)
     image = plt.imread(tmp_path / "adam_to_sgd.png")
     height, width = image.shape[:2]
     assert 1200 <= width <= 2000

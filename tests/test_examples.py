@@ -3,17 +3,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
-EXAMPLES = ROOT / "examples"
+from tests.helpers import EXAMPLES, ROOT, run_quickly
+
 NAMES = ("SGD", "Momentum", "RMSProp", "Adam", "AdamW cosine clip")
-# Compiling takes most of the quick run: without LLVM's optimisation, a third less.
-FAST_COMPILE = "--xla_backend_optimization_level=0"
 NUMBER = r"([\d.,e+-]+|nan|inf)"
 
 
@@ -21,19 +18,7 @@ NUMBER = r"([\d.,e+-]+|nan|inf)"
 def quick_run(tmp_path_factory):
     """Output text and picture folder of `digits.py --quick`, run as a user would."""
     out = tmp_path_factory.mktemp("digits")
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}"
-    settings = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "XLA_FLAGS": flags}
-    run = subprocess.run(
-        [sys.executable, EXAMPLES / "digits.py", "--quick", "--out", out],
-        cwd=ROOT,
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout, out
+    return run_quickly("digits.py", out), out
 
 
 @pytest.fixture(scope="module")
