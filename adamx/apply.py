@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx import _checks, _tree, moments
+from adamx._traced import traced_once
 from adamx._types import PyTree, dtype_of, promote
 
 
@@ -64,6 +65,7 @@ def apply_updates(
     if is_stochastic:
         _check_roundable(params)
     streams = iter(range(len(jax.tree.leaves(params))))
+    added = traced_once(_added)
 
     def leaf(p: Any, u: Any) -> tuple[jax.Array]:
         p, u, stream = jnp.asarray(p), jnp.asarray(u), next(streams)
@@ -71,11 +73,15 @@ def apply_updates(
             total = p.astype(jnp.float32) + u.astype(jnp.float32)
             bits = moments.random_bits(words, 0, stream, p.shape)
             return (moments.round_stochastic(total, bits),)
-        dtype = promote(p.dtype, u.dtype)
-        return ((p.astype(dtype) + u.astype(dtype)).astype(p.dtype),)
+        return (added(p, u),)
 
     (params,) = _tree.map_leaves(leaf, 1, params, updates)
     return params
+
+
+def _added(p: jax.Array, u: jax.Array) -> jax.Array:
+    dtype = promote(p.dtype, u.dtype)
+    return (p.astype(dtype) + u.astype(dtype)).astype(p.dtype)
 
 
 def _key_words(key: Any, is_stochastic: bool) -> Any:

@@ -5,7 +5,9 @@ p, state <- step(g, state, p)        with the results of update and apply_update
 
 from typing import Any, NamedTuple
 
-from adamx import _checks, _steps, _tree
+import jax
+
+from adamx import _checks, _steps, _tree, native
 from adamx._types import GradientTransformation, PyTree
 
 
@@ -29,7 +31,7 @@ class Fused(NamedTuple):
         )
 
 
-def fused(tx: GradientTransformation) -> Fused:
+def fused(tx: GradientTransformation, *, kernel: str = "xla") -> Fused:
     """A training step's last lines in one: parameters in, parameters out.
 
         init, step = fused(tx)
@@ -61,15 +63,28 @@ def fused(tx: GradientTransformation) -> Fused:
     another library, and `optax.chain` around a wrapper, run as they are: through
     `update` and `apply_updates`, inside whatever stands around them.
 
+    With `kernel="native"` all that is done to an element of a leaf, whatever stages do
+    it, is one pass over memory in compiled C, clipping's sum of squares another. On a
+    CPU, AdamW takes about two thirds of the time that XLA's loops take, with clipping
+    half of it, and trees of very many leaves compile several times as fast. A program
+    is compiled on first use, by the system's C compiler (`CC`, cc, gcc or clang), and
+    kept in `ADAMX_CACHE` or else in adamx in the user's cache folder. Leaves whose
+    update mixes elements (sums along an axis, scales of codecs), other devices than
+    CPUs, and programs for several devices are left to XLA, outside `shard_map`. Without
+    a compiler everything is, with a warning. Products are rounded before they are
+    added, where XLA may round once: results differ in the last place.
+
     Args:
       tx: any transformation.
+      kernel: "xla", or "native" for passes in compiled C on CPUs.
 
     Returns:
-      `init` and `step`. The state is that of `tx`: one may change between the two ways
-      at any step.
+      `init` and `step`. The state is that of `tx`: one may change between the two ways,
+      and between kernels, at any step.
 
     Raises:
       TypeError: `tx` is not a transformation.
+      ValueError: another `kernel`.
       ValueError: gradients of another structure or shape than the parameters.
 
     >>> import adamx, jax, jax.numpy as jnp
@@ -81,6 +96,7 @@ def fused(tx: GradientTransformation) -> Fused:
     [0.5, 1.5]
     """
     _checks.check_transformation("tx", tx)
+    _checks.check_choice("kernel", kernel, ("xla", "native"))
     inner = _steps.step_of(tx)
 
     def step(
@@ -88,6 +104,23 @@ def fused(tx: GradientTransformation) -> Fused:
     ) -> tuple[PyTree, Any]:
         _checks.check_has_params(params, "they are what a step returns")
         _tree.check_like_params(grads, params)
-        return inner(grads, state, params, **extra_args)
+        if kernel == "xla":
+            return inner(grads, state, params, **extra_args)
+        return _in_passes(inner, grads, state, params, **extra_args)
 
     return Fused(tx.init, step)
+
+
+def _in_passes(
+    step: _steps.Step, grads: PyTree, state: Any, params: PyTree, **extra_args: Any
+) -> tuple[PyTree, Any]:
+    """A step with its element-wise parts as passes; parameters and state in place."""
+    held = jax.tree.leaves((params, state))
+    arrays = (*held, *jax.tree.leaves(grads))
+    if not any(isinstance(x, jax.core.Tracer) for x in arrays):
+        return step(grads, state, params, **extra_args)  # nothing is compiled
+
+    def run(params: PyTree, state: Any, grads: PyTree) -> tuple[PyTree, Any]:
+        return step(grads, state, params, **extra_args)
+
+    return native.in_passes(run, params, state, grads, results=range(len(held)))

@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(adamx.__file__).parent
 ROOMS = [
     {"_types"},
     {"_tree", "_checks", "_printed"},
-    {"_scalars", "_varying"},
+    {"_scalars", "_varying", "_traced"},
     {"reading"},
     {"moments"},
     {"codecs"},
@@ -24,6 +24,7 @@ ROOMS = [
     {"apply"},
     {"_steps"},
     {"compose"},
+    {"native"},
     {"fused"},
     {"recipes"},
     {"diagnostics"},

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx import _tree
+from adamx._traced import traced_once
 from adamx._types import (
     PyTree,
     at_least_single,
@@ -108,6 +109,7 @@ def apply_rule(
     columns = [slot.starts(own) for slot, own in zip(slots, streams, strict=True)]
     starts = iter(zip(*columns, strict=True) if slots else [()] * len(leaves))
     turn = jnp.zeros((), jnp.float32)
+    once = traced_once(rule)
 
     def leaf(g: Any, p: Any, *arrays: jax.Array) -> tuple[jax.Array, ...]:
         nonlocal turn
@@ -128,7 +130,7 @@ def apply_rule(
                 slot.load(own, dtype if i < len(signed) else real)
                 for i, (slot, own) in pairs
             ]
-            return rule(wide, *inputs, **values)
+            return once(wide, *inputs, **values)
 
         update, *new = run()
         chex.assert_equal_shape([update, g])

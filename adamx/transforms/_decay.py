@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx import _checks, _scalars, _tree, moments
+from adamx._traced import traced_once
 from adamx._types import (
     GradientTransformationExtraArgs,
     Mask,
@@ -145,10 +146,11 @@ def _weight_decay(
             updates = on_direction(updates, sign)
         if not is_nothing:
             decays = expand_mask("mask", mask, params)
+            decay_once = traced_once(decay_leaf)
 
             def leaf(u: Any, p: Any, is_decayed: bool) -> tuple[Any]:
                 if is_decayed:
-                    return (decay_leaf(u, p, sign * rate),)
+                    return (decay_once(u, p, sign * rate),)
                 return (jnp.asarray(u, update_dtype(u, p)),)
 
             (updates,) = _tree.map_leaves(leaf, 1, updates, params, decays)

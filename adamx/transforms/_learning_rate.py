@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from adamx import _checks, _scalars, _tree, moments
+from adamx._traced import traced_once
 from adamx._types import (
     GradientTransformationExtraArgs,
     PyTree,
@@ -118,10 +119,11 @@ def scale_by_learning_rate(
 
 def scale_tree(updates: PyTree, factor: Any) -> PyTree:
     """factor * updates, in at least float32, rounded once to each leaf's own dtype."""
+    scaled = traced_once(_scaled)
+    return jax.tree.map(lambda u: scaled(u, factor), updates)
 
-    def leaf(u: Any) -> jax.Array:
-        x = _tree.wide(u)
-        scalar = jnp.asarray(factor, real_dtype(x.dtype))
-        return moments.scale(x, scalar).astype(jnp.asarray(u).dtype)
 
-    return jax.tree.map(leaf, updates)
+def _scaled(u: Any, factor: Any) -> jax.Array:
+    x = _tree.wide(u)
+    scalar = jnp.asarray(factor, real_dtype(x.dtype))
+    return moments.scale(x, scalar).astype(jnp.asarray(u).dtype)

@@ -1,0 +1,168 @@
+"""Runs a traced function with its element-wise parts as passes over memory."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from adamx._types import PyTree
+from adamx.native import _call
+from adamx.native._graph import Graph, Node, Operand, Value, graph_of
+from adamx.native._regions import Region, regions_of
+from adamx.native._source import Source, source_of
+
+# Operands of one call: XLA's time for one grows faster than their number.
+_LEAVES = 64
+
+
+def in_passes(
+    function: Callable[..., Any], *args: PyTree, results: Sequence[int | None] = ()
+) -> Any:
+    """What function(*args) returns, its element-wise parts run as compiled passes.
+
+    Args:
+      function: of trees of arrays; traced once.
+      *args: its arguments.
+      results: for each leaf of the result, the leaf of `args` whose memory it may take,
+        by position; or None.
+    """
+    leaves, structure = jax.tree.flatten(args)
+    unflatten: Any = structure.unflatten  # type: ignore[attr-defined]
+
+    def flat(*leaves: Any) -> Any:
+        return function(*unflatten(leaves))
+
+    closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    found = _run_closed(closed, results, *leaves)
+    return jax.tree.unflatten(jax.tree.structure(shapes), found)
+
+
+def _run_closed(
+    closed: core.ClosedJaxpr, results: Sequence[int | None], *leaves: Any
+) -> list[Any]:
+    graph = graph_of(closed)
+    owner = {
+        value: graph.inputs[index]
+        for value, index in zip(graph.outputs, results, strict=False)
+        if index is not None and isinstance(value, Value)
+    }
+    return _run(graph, leaves, owner)
+
+
+@dataclasses.dataclass(eq=False)
+class _Work:
+    """What runs at one depth: passes first, then single nodes in their order."""
+
+    calls: list[tuple[Source, list[Region]]]
+    nodes: list[Node]
+
+
+def _run(graph: Graph, leaves: Sequence[Any], owner: dict[Value, Value]) -> list[Any]:
+    regions, kept = regions_of(graph)
+    known: dict[Value, Any] = dict(zip(graph.inputs, leaves, strict=True))
+    known |= graph.constants
+
+    def value_of(operand: Operand) -> Any:
+        return known[operand] if isinstance(operand, Value) else operand.value
+
+    for work in _ordered(regions, kept):
+        for source, members in work.calls:
+            made = _call.prepare(source, members, owner)
+            for value, found in zip(
+                (v for region in members for v in region.results),
+                _results(made, members, known),
+                strict=True,
+            ):
+                known[value] = found
+        for node in work.nodes:
+            inputs = [value_of(x) for x in node.inputs]
+            known |= dict(
+                zip(node.outputs, _run_node(node, inputs, owner), strict=True)
+            )
+    return [value_of(operand) for operand in graph.outputs]
+
+
+def _run_node(
+    node: Node, inputs: Sequence[Any], owner: dict[Value, Value]
+) -> Sequence[Any]:
+    """A node's results; the branches of a conditional in passes, too."""
+    if node.name != "cond" or node.params.get("branches_platforms"):
+        return node.run(inputs)
+    places = {v: i for i, v in enumerate(node.inputs[1:]) if isinstance(v, Value)}
+    results = [places.get(owner.get(value, value)) for value in node.outputs]
+    branches = [
+        functools.partial(_run_closed, branch, results)
+        for branch in node.params["branches"]
+    ]
+    return jax.lax.switch(inputs[0], branches, *inputs[1:])
+
+
+def _results(
+    made: _call.Pass | None, members: Sequence[Region], known: dict[Value, Any]
+) -> list[Any]:
+    if made is None:
+        results = []
+        for region in members:
+            reads = [*region.scalars, *region.arrays]
+            results += _call.run_nodes(region, {v: known[v] for v in reads})
+        return results
+    operands = [known[v] for v in members[0].scalars]
+    operands += [known[v] for region in members for v in region.arrays]
+    return _call.call(made, operands)
+
+
+def _ordered(regions: Sequence[Region], kept: set[Node]) -> list[_Work]:
+    """Regions and nodes by depth; each needs what is less deep, a node also its own."""
+    depth: dict[Value, int] = {}
+    maker = {value: region for region in regions for value in region.results}
+
+    def own_depth(part: Region | Node) -> int:
+        if isinstance(part, Node):
+            reads = [x for x in part.inputs if isinstance(x, Value)]
+            return max((depth.get(v, 0) for v in reads), default=0)
+        return 1 + max(depth.get(v, 0) for v in (*part.scalars, *part.arrays))
+
+    def needs(part: Region | Node) -> list[Region | Node]:
+        reads = part.inputs if isinstance(part, Node) else [*part.scalars, *part.arrays]
+        parts: list[Region | Node] = []
+        for v in reads:
+            if isinstance(v, Value) and v not in depth:
+                if v in maker:
+                    parts.append(maker[v])
+                elif v.node is not None:
+                    parts.append(v.node)
+        return parts
+
+    works: dict[int, _Work] = {}
+    groups: dict[Any, list[Region]] = {}
+    pending: list[Region | Node] = [*regions, *kept]
+    while pending:
+        part = pending[-1]
+        results = part.results if isinstance(part, Region) else part.outputs
+        if results[0] in depth:
+            pending.pop()
+            continue
+        first = needs(part)
+        if first:
+            pending += first
+            continue
+        pending.pop()
+        found = own_depth(part)
+        depth |= dict.fromkeys(results, found)
+        work = works.setdefault(found, _Work([], []))
+        if isinstance(part, Node):
+            work.nodes.append(part)
+            continue
+        source = source_of(part)
+        key = (found, source, tuple(part.scalars))
+        members = groups.get(key)
+        if members is None or len(members) == _LEAVES:
+            members = groups[key] = []
+            work.calls.append((source, members))
+        members.append(part)
+    for work in works.values():
+        work.nodes.sort(key=lambda node: node.number)
+    return [works[found] for found in sorted(works)]

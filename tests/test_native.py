@@ -1,0 +1,591 @@
+"""`fused(tx, kernel="native")`: the results of `kernel="xla"`, by passes in compiled C.
+
+Each test of results asserts that the compiled program calls the passes, and holds no
+loop of XLA's over a leaf: what fell back would be equal to itself.
+"""
+
+import concurrent.futures
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+from adamx.native import _build, in_passes
+from tests.helpers import ROOT, TEMPORARIES, enable_x64
+from tests.optimizers_table import NAMES, ROWS
+from tests.row import LR
+
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    pytest.mark.skipif(_build.compiler() is None, reason="there is no C compiler here"),
+]
+
+SHAPES = {"matrix": (33, 17), "odd": (3, 5, 7), "one": (1,), "vector": (70_001,)}
+CALL = re.compile(r'custom_call_target="adamx_')
+# A loop of XLA's over a leaf; in a conditional too.
+LOOP = re.compile(r"= \w+\[(33,17|3,5,7|70001)\]\S* fusion\(")
+# Their updates hold more than single elements: means of rows, and another gradient.
+MIXED = ("adam_mini", "sophia_h", "sophia_g")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """Programs of this file are compiled anew, and not left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADAMX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def tree(seed: int, scale: float = 1.0, dtype: Any = jnp.float32) -> Any:
+    rng = np.random.default_rng(seed)
+    return {
+        name: jnp.asarray(scale * rng.standard_normal(shape), dtype)
+        for name, shape in SHAPES.items()
+    }
+
+
+def steps_of(tx: Any, **extra: Any) -> tuple[Any, Any]:
+    """The jitted steps of the two kernels: (params, state, grads) -> both."""
+
+    def step(kernel: str) -> Any:
+        made = adamx.fused(tx, kernel=kernel).step
+        return jax.jit(
+            lambda params, state, grads: made(grads, state, params, **extra),
+            donate_argnums=(0, 1),
+        )
+
+    return step("xla"), step("native")
+
+
+def copies(carry: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
+
+
+def text_of(step: Any, *args: Any) -> str:
+    return step.lower(*args).compile().as_text()
+
+
+def ulp(x: np.ndarray, dtype: Any) -> np.ndarray:
+    info = jnp.finfo(dtype)
+    return np.maximum(np.abs(x), float(info.tiny)) * float(info.eps)
+
+
+def assert_alike(found: Any, wanted: Any, before: Any, bar: float) -> None:
+    """Parameters after a step: |du| <= bar * lr * max(1, |u| / lr), and a rounding."""
+    for name, p in before.items():
+        dtype = p.dtype
+        p, new, old = (np.asarray(x[name], np.float64) for x in (before, found, wanted))
+        change = np.abs(old - p) / LR
+        allowed = bar * LR * np.maximum(1.0, change) + ulp(old, dtype)
+        np.testing.assert_array_less(np.abs(new - old), allowed * (1 + 1e-12))
+
+
+def assert_states_alike(found: Any, wanted: Any, grads: Any) -> None:
+    """Moments after a step: within 2 units in the last place of what was averaged."""
+    largest = max(float(jnp.max(jnp.abs(g))) for g in grads.values()) ** 2 + 1.0
+    pairs = zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True)
+    for old, new in pairs:
+        assert (old.dtype, old.shape) == (new.dtype, new.shape)
+        if not jnp.issubdtype(old.dtype, jnp.floating):
+            np.testing.assert_array_equal(old, new)
+            continue
+        old, new = np.asarray(old), np.asarray(new)
+        size = np.maximum(np.abs(old.astype(np.float64)), largest * 0.1)
+        allowed = 2 * ulp(size, old.dtype)
+        assert np.all(np.abs(new.astype(np.float64) - old) <= allowed)
+
+
+def row_case(row: Any, dtype: Any, *, is_slow: bool) -> Any:
+    marks = [pytest.mark.slow] if is_slow else []
+    return pytest.param(row, dtype, id=f"{row.id}-{dtype.__name__}", marks=marks)
+
+
+QUICK = {
+    ("adamw", jnp.float32),
+    ("adamw", jnp.bfloat16),
+    ("adam", jnp.float16),
+    ("lamb", jnp.float32),
+    ("lion", jnp.bfloat16),
+    ("rmsprop", jnp.float32),
+    ("adam_mini", jnp.float32),
+    ("sophia_h", jnp.float32),
+    ("schedule_free_adamw", jnp.float32),
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "dtype"),
+    [
+        row_case(
+            row,
+            dtype,
+            is_slow=row not in NAMES or (row.name, dtype) not in QUICK,
+        )
+        for row in ROWS
+        # Rows that were looked up have a scatter in their update: left to XLA.
+        if row.id != "sparse_adam-counted"
+        for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+    ],
+)
+def test_a_step_is_that_of_xla(row, dtype):
+    tx = getattr(adamx, row.name)(LR, **row.hyperparameters)
+    xla, native = steps_of(tx, **row.extra)
+    params = tree(0, 1e-3, dtype)
+    state = tx.init(params)
+    text = text_of(native, params, state, params)
+    assert CALL.search(text)
+    assert row.name in MIXED or not LOOP.search(text)
+    for i in range(3):
+        grads = tree(1 + i, dtype=dtype)
+        wanted = xla(*copies((params, state)), grads)
+        found = native(*copies((params, state)), grads)
+        # Elements whose update jumps (a sign) may differ, where it is undecided.
+        if row.conditioning is None:
+            bar = 2 * row.bar
+            assert_alike(
+                found[0], wanted[0], params, bar if dtype == jnp.float32 else 4e-3
+            )
+        if row.name != "swats":  # records a projection, a sum that cancels
+            assert_states_alike(found[1], wanted[1], grads)
+        params, state = wanted
+
+
+def adamw(**kwargs: Any) -> Any:
+    return adamx.adamw(LR, weight_decay=0.1, **kwargs)
+
+
+CLIP = adamx.clip_by_global_norm(1.0)
+CHAINS = {
+    "clip": (optax.chain(CLIP, adamw()), 2),
+    "schedule": (adamx.adamw(adamx.schedules.warmup_cosine(LR, 10)), 1),
+    "mask": (
+        adamw(mask={"matrix": True, "odd": False, "one": False, "vector": True}),
+        2,
+    ),
+    "groups": (adamx.groups([("odd", adamx.lion(LR))], default=adamw()), 2),
+    "optax": (optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(LR)), 2),
+    "optax.masked": (
+        optax.masked(adamw(), lambda p: {k: k != "one" for k in p}),
+        2,
+    ),
+    "inject_hyperparams": (optax.inject_hyperparams(adamx.adamw)(LR), 1),
+    "guard(clip)": (adamx.guard(optax.chain(CLIP, adamw())), 2),
+    "accumulate": (adamx.accumulate(adamw(), 2), 2),
+    "adam_to_sgd": (adamx.adam_to_sgd(LR, 2), 2),
+    "loss_scaling": (adamx.loss_scaling(adamw()), 2),
+    "cautious": (adamx.cautious(adamw()), 1),
+    "mu_dtype": (adamw(mu_dtype=jnp.bfloat16), 1),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_wrappers_and_foreign_stages_run_in_passes(name):
+    tx, calls = CHAINS[name]
+    xla, native = steps_of(tx)
+    params = tree(0, 1e-3)
+    state = tx.init(params)
+    compiled = native.lower(params, state, params).compile()
+    text = compiled.as_text()
+    assert len(CALL.findall(text)) >= calls
+    assert not LOOP.search(text)
+    size = sum(p.nbytes for p in params.values())
+    assert compiled.memory_analysis().temp_size_in_bytes <= TEMPORARIES * size + 9_000
+    for i in range(4):
+        grads = tree(1 + i)
+        wanted = xla(*copies((params, state)), grads)
+        found = native(*copies((params, state)), grads)
+        assert_alike(found[0], wanted[0], params, 1e-6)
+        assert_states_alike(found[1], wanted[1], grads)
+        params, state = wanted
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+def test_special_gradients(eps):
+    """NaN, inf, zeros of both signs and numbers below the range, element by element."""
+    tx = optax.chain(adamx.adamw(LR, eps=eps, weight_decay=0.1))
+    xla, native = steps_of(tx)
+    special = [
+        np.nan,
+        np.inf,
+        -np.inf,
+        0.0,
+        -0.0,
+        1e-40,
+        -1e-40,
+        1e-30,
+        1e20,
+        3e38,
+        1.0,
+    ]
+    values = jnp.array(special * 3, jnp.float32)  # both the vector loop and its rest
+    params = {"p": jnp.zeros_like(values)}
+    state = tx.init(params)
+    assert CALL.search(text_of(native, params, state, params))
+    for _ in range(2):
+        wanted = xla(*copies((params, state)), {"p": values})
+        found = native(*copies((params, state)), {"p": values})
+        for old, new in zip(
+            jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True
+        ):
+            np.testing.assert_allclose(new, old, rtol=5e-7, atol=0)
+        params, state = wanted
+
+
+def test_reductions_are_deterministic_and_exact():
+    """A sum has the same bits however threads share it, and rounds once."""
+    tx = adamx.clip_by_global_norm(1.0)
+    _, native = steps_of(tx)
+    values = {
+        "w": jnp.asarray(np.random.default_rng(0).normal(size=700_003), jnp.float32)
+    }
+    zero = jax.tree.map(jnp.zeros_like, values)
+    norms = {
+        np.asarray(native(copies(zero), tx.init(zero), values)[1].grad_norm).tobytes()
+        for _ in range(20)
+    }
+    assert len(norms) == 1
+    exact = np.sqrt(np.sum(np.asarray(values["w"], np.float64) ** 2))
+    assert abs(np.frombuffer(norms.pop(), np.float32)[0] / exact - 1) < 6e-8
+
+
+def test_float64():
+    with enable_x64():
+        params = {"w": jnp.linspace(-1, 1, 999, dtype=jnp.float64)}
+        xla, native = steps_of(optax.chain(CLIP, adamw()))
+        state = optax.chain(CLIP, adamw()).init(params)
+        assert CALL.search(text_of(native, params, state, params))
+        found, wanted = (
+            f(*copies((params, state)), params)[0]["w"] for f in (native, xla)
+        )
+        np.testing.assert_allclose(found, wanted, rtol=1e-14, atol=1e-17)
+
+
+def test_complex_leaves_are_left_to_xla():
+    params = {"c": jnp.ones(9, jnp.complex64), "r": jnp.ones(9)}
+    xla, native = steps_of(adamw())
+    state = adamw().init(params)
+    assert len(CALL.findall(text_of(native, params, state, params))) == 1
+    found, wanted = (f(*copies((params, state)), params)[0] for f in (native, xla))
+    for name in params:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-6)
+
+
+def test_nothing_recompiles_and_nothing_is_traced_eagerly():
+    tx = adamx.with_hyperparams(adamx.adamw, learning_rate=LR)
+    _, native = steps_of(tx)
+    params = tree(0)
+    state = tx.init(params)
+    for i in range(5):
+        params, state = native(params, state, tree(i))
+        state = adamx.set_hyperparams(state, learning_rate=LR / (i + 1))
+    assert native._cache_size() == 1
+    eager = adamx.fused(tx, kernel="native").step
+    plain = adamx.fused(tx).step
+    for new, old in zip(
+        jax.tree.leaves(eager(tree(7), state, params)),
+        jax.tree.leaves(plain(tree(7), state, params)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_scan_vmap_and_grad():
+    tx = adamw()
+    xla, native = adamx.fused(tx), adamx.fused(tx, kernel="native")
+    many = jnp.linspace(-1, 1, 60).reshape(5, 12)
+
+    def run(kernel: Any, p: jax.Array) -> jax.Array:
+        def body(carry: Any, g: Any) -> Any:
+            return kernel.step(g, carry[1], carry[0]), None
+
+        return jax.lax.scan(body, (p, kernel.init(p)), many * 0.1)[0][0]
+
+    text = jax.jit(lambda p: run(native, p)).lower(many[0]).compile().as_text()
+    assert CALL.search(text)
+    for transform in (
+        lambda f: f,
+        lambda f: jax.vmap(f),
+        lambda f: jax.vmap(jax.grad(lambda p: jnp.sum(f(p) ** 2))),
+    ):
+        argument = many[0] if transform(len) is len else many
+        found, wanted = (
+            jax.jit(transform(lambda p, k=k: run(k, p)))(argument)
+            for k in (native, xla)
+        )
+        np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=1e-8)
+
+
+def test_on_several_devices_it_is_left_to_xla_and_not_inside_shard_map():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    spec = jax.sharding.PartitionSpec("data")
+    rows = jax.sharding.NamedSharding(mesh, spec)
+    p = jnp.linspace(-1, 1, 64).reshape(8, 8)
+    xla, native = (adamx.fused(adamw(), kernel=k) for k in ("xla", "native"))
+    state = native.init(p)
+    wanted = jax.jit(xla.step)(p, state, p)[0]
+
+    def sharded(p: jax.Array) -> jax.Array:
+        return native.step(p, native.init(p), p)[0]
+
+    split = jax.jit(sharded, in_shardings=rows, out_shardings=rows)
+    compiled = split.lower(p).compile()
+    assert not CALL.search(compiled.as_text())
+    assert "all-gather" not in compiled.as_text()
+    np.testing.assert_allclose(split(p), wanted, rtol=1e-6)
+
+    mapped = jax.jit(jax.shard_map(sharded, mesh=mesh, in_specs=spec, out_specs=spec))
+    assert CALL.search(mapped.lower(p).compile().as_text())
+    np.testing.assert_allclose(mapped(p), wanted, rtol=1e-6)
+
+
+def test_many_threads_at_once():
+    """Calls share XLA's pool: none waits for a task that has no thread."""
+    tx = optax.chain(CLIP, adamw())
+    _, native = steps_of(tx)
+    params = {"w": jnp.ones(200_000), "v": jnp.ones(70_001)}
+    compiled = native.lower(params, tx.init(params), params).compile()
+
+    def run(seed: int) -> bytes:
+        p, state = jax.tree.map(jnp.ones_like, params), tx.init(params)
+        for i in range(25):
+            grads = jax.tree.map(lambda x, i=i: x * (i + 1.0), params)
+            p, state = compiled(p, state, grads)
+        return b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves((p, state)))
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(run, range(16)))) == 1
+
+
+# --------------------------------------------------------------------- operations
+
+X = np.array(
+    [
+        *(0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 1.5, 3.7, -3.7, 1e-3, 1e10, -1e10, np.inf),
+        *(-np.inf, np.nan, 127.4, -128.6, 255.5, 300.0, 65519.0, 65520.0, 1e-8, 6e-8),
+    ],
+    np.float32,
+)
+Y = np.roll(X, 5)
+UNARY = ["abs", "neg", "sign", "sqrt", "exp", "expm1", "log", "log1p", "tanh", "floor"]
+UNARY += ["ceil", "is_finite", "rsqrt", "square"]
+BINARY = ["add", "sub", "mul", "div", "max", "min", "pow", "eq", "ne", "lt", "le", "gt"]
+BINARY += ["ge"]
+
+
+def operations(x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    """Every operation that is written in C, on two arrays of one float dtype."""
+    lax = jax.lax
+    bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    signed = bits.astype(jnp.int32)
+    small = jnp.where(jnp.isfinite(x), x, 0)
+    found = {name: getattr(lax, name)(x) for name in UNARY}
+    found |= {name: getattr(lax, name)(x, y) for name in BINARY}
+    found |= {
+        "select": jnp.where(x > y, x, y),
+        "clamp": lax.clamp(jnp.asarray(-1, x.dtype), x, jnp.asarray(2, x.dtype)),
+        "round even": lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN),
+        "round away": lax.round(x, lax.RoundingMethod.AWAY_FROM_ZERO),
+        "square power": lax.integer_pow(x.astype(jnp.float32), 2),
+        "to bfloat16": x.astype(jnp.bfloat16),
+        "to float16": x.astype(jnp.float16),
+        "precision": lax.reduce_precision(x.astype(jnp.float32), 8, 7),
+        "to int8": lax.clamp(-127.0, small.astype(jnp.float32), 127.0).astype(jnp.int8),
+        "to uint8": lax.clamp(0.0, small.astype(jnp.float32), 255.0).astype(jnp.uint8),
+        "to bool": x.astype(bool),
+        "from int": signed.astype(jnp.float32),
+        "bits": bits,
+        "and or xor not": (bits & 0xFFFF) | (~bits ^ 3),
+        "not bool": jnp.logical_not(x > 0) & (y > 0) | (x < y),
+        "hash": (bits * jnp.uint32(0x9E3779B1)) ^ (bits >> 15),
+        "left": bits << 5,
+        "right": signed >> 3,
+        "far": lax.shift_right_logical(bits, jnp.full_like(bits, 40)),
+        "int8 wraps": (signed.astype(jnp.int8) * jnp.int8(3) + jnp.int8(100)),
+        "int abs": jnp.abs(signed.astype(jnp.int8)),
+    }
+    return found
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_operations_are_jax_own(dtype):
+    x, y = jnp.asarray(X).astype(dtype), jnp.asarray(Y).astype(dtype)
+    run = jax.jit(lambda x, y: in_passes(operations, x, y))
+    text = text_of(run, x, y)
+    assert CALL.search(text)
+    assert "fusion(" not in text
+    found = run(x, y)
+    wanted = {  # one by one: what XLA fuses it may round once
+        name: np.asarray(value)
+        for name, value in jax.device_get(operations(x, y)).items()
+    }
+    for name, old in wanted.items():
+        new = np.asarray(found[name])
+        assert new.dtype == old.dtype
+        if name in ("exp", "expm1", "log", "log1p", "tanh", "pow", "rsqrt"):
+            tolerance = max(4 * float(jnp.finfo(dtype).eps), 2e-6)
+            np.testing.assert_allclose(
+                new.astype(np.float64),
+                old.astype(np.float64),
+                rtol=tolerance,
+                err_msg=name,
+            )
+        elif new.dtype in (jnp.bfloat16, jnp.float16):
+            new, old = new.astype(np.float32), old.astype(np.float32)
+            np.testing.assert_array_equal(new, old, err_msg=name)
+        else:
+            np.testing.assert_array_equal(new, old, err_msg=name)
+
+
+def test_reductions_of_every_kind():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(300, 301)), jnp.float32)
+
+    def reduced(x: jax.Array) -> dict[str, jax.Array]:
+        return {
+            "sum": jnp.sum(x),
+            "max": jnp.max(x * 2),
+            "all": jnp.all(x > -3),
+            "any": jnp.any(x > 5),
+            "count": jnp.sum((x > 1).astype(jnp.int32)),
+        }
+
+    for special in (None, jnp.nan, jnp.inf):
+        value = x if special is None else x.at[7, 9].set(special)
+        run = jax.jit(lambda x: in_passes(reduced, x))
+        assert len(CALL.findall(text_of(run, value))) == 5
+        for name, old in reduced(value).items():
+            if name == "max" and special is jnp.nan:
+                old = jnp.nan  # XLA's own, on a CPU, may leave NaN out
+            np.testing.assert_allclose(run(value)[name], old, rtol=1e-6, err_msg=name)
+
+
+# ------------------------------------------------------------------- the compiler
+
+
+def script(body: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    head = """
+        import warnings
+        import jax, jax.numpy as jnp, adamx
+        init, step = adamx.fused(adamx.adamw(1e-3), kernel="native")
+        p = {"w": jnp.linspace(-1, 1, 100_001), "b": jnp.ones(3)}
+        g = {"w": jnp.ones(100_001), "b": jnp.ones(3)}
+        run = jax.jit(lambda p, s, g: step(g, s, p), donate_argnums=(0, 1))
+    """
+    code = textwrap.dedent(head) + textwrap.dedent(body)
+    paths = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | paths | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_without_a_compiler_xla_runs_and_a_warning_says_so(tmp_path):
+    body = """
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            q, s = run(p, init(p), g)
+            again = jax.jit(lambda p, s, g: step(g, s, p))(q, s, q)
+        assert "adamx_" not in run.lower(q, s, q).compile().as_text()
+        print(len(caught), caught[0].message, float(q["b"][0]))
+    """
+    run = script(body, CC="no-such-compiler", ADAMX_CACHE=str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("1 adamx: no C compiler found"), run.stdout
+    assert "0.998" in run.stdout or "0.999" in run.stdout
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path):
+    body = """
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            q, s = run(p, init(p), g)
+        print(len(caught), caught[0].message)
+    """
+    run = script(body, ADAMX_CFLAGS="--no-such-option", ADAMX_CACHE=str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    assert "failed; kernel='native' runs as kernel='xla'" in run.stdout
+    assert "no-such-option" in run.stdout
+    assert not list(tmp_path.glob("*"))
+
+
+def test_programs_are_kept_and_serve_programs_that_xla_kept(tmp_path):
+    """A second process compiles nothing, neither here nor in XLA."""
+    body = """
+        q, s = run(p, init(p), g)
+        q, s = run(q, s, g)
+        print(float(q["w"][0]), float(q["w"][-1]))
+    """
+    kept = {
+        "ADAMX_CACHE": str(tmp_path / "c"),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    first = script(body, **kept)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "c"
+    made = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(made) == 1
+    second = script(body, **kept)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout == first.stdout
+    assert made == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "c").iterdir()
+    }
+
+
+def test_a_cache_that_others_could_write_to_is_not_used(tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    run = script("q, s = run(p, init(p), g); print('ran')", ADAMX_CACHE=str(shared))
+    assert run.stdout == "ran\n", run.stderr
+    assert not list(shared.iterdir())
+
+
+@pytest.mark.slow
+def test_address_sanitizer_finds_nothing(tmp_path):
+    found = subprocess.run(
+        [str(_build.compiler()), "-print-file-name=libasan.so"],
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    if not os.path.isabs(found):
+        pytest.skip("the compiler has no address sanitizer")
+    body = """
+        import optax
+        tx = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(1e-3))
+        init, step = adamx.fused(tx, kernel="native")
+        for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+            shapes = ((1,), (17,), (32768,), (32769,), (5, 77, 3), (200_000,))
+            p = [jnp.ones(shape, dtype) for shape in shapes]
+            run = jax.jit(lambda p, s, g: step(g, s, p), donate_argnums=(0, 1))
+            s = init(p)
+            for _ in range(5):
+                p, s = run(p, s, [jnp.ones(x.shape, dtype) for x in p])
+            jax.block_until_ready(p)
+        print("clean")
+    """
+    run = script(
+        body,
+        LD_PRELOAD=found,
+        ASAN_OPTIONS="detect_leaks=0",
+        ADAMX_CFLAGS="-fsanitize=address -g",
+        ADAMX_CACHE=str(tmp_path),
+    )
+    assert run.stdout == "clean\n", run.stderr[-3000:]
+
+
+def test_another_kernel_is_refused():
+    with pytest.raises(ValueError, match=r"`kernel` must be one of 'xla', 'native'"):
+        adamx.fused(adamw(), kernel="c")
