@@ -14,7 +14,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from adamx.native import _build
-from adamx.native._graph import Value
+from adamx.native._graph import PASSED_ON, Value
 from adamx.native._regions import Region
 from adamx.native._source import Source
 
@@ -64,7 +64,8 @@ def run_nodes(region: Region, known: dict[Value, Any]) -> list[Any]:
         inputs = [
             known.get(x) if isinstance(x, Value) else x.value for x in node.inputs
         ]
-        if node.name == "optimization_barrier":
+        if node.name in PASSED_ON and any(x is None for x in inputs):
+            # Something that passes through it is no part of this region.
             known |= dict(zip(node.outputs, inputs, strict=True))
         else:
             known |= dict(zip(node.outputs, node.run(inputs), strict=True))

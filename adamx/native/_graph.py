@@ -13,6 +13,10 @@ from jax.extend import core
 
 from adamx.native._operations import dtype_name
 
+# Operations that hand on each of their inputs as it is: for XLA's order of things, and
+# for what varies between devices.
+PASSED_ON = ("optimization_barrier", "pvary", "pcast")
+
 # Calls that only wrap a function's operations.
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
 

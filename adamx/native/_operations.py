@@ -332,6 +332,8 @@ _WRITERS: dict[str, Writer] = {
     "copy": _identity,
     "copy_p": _identity,
     "optimization_barrier": _identity,
+    "pvary": _identity,
+    "pcast": _identity,
     "stop_gradient": _identity,
     "broadcast_in_dim": _identity,  # of a scalar: see `_regions`
 }

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 
 from adamx.native import _operations
-from adamx.native._graph import Graph, Node, Operand, Value, is_single
+from adamx.native._graph import PASSED_ON, Graph, Node, Operand, Value, is_single
 
 # Results that are in memory in any case: an array may be read from there.
 _IN_MEMORY = ("cond", "while", "scan", "dot_general", "conv_general_dilated", "psum")
@@ -53,7 +53,7 @@ def _elements_of(value: Value) -> Sequence[Operand] | None:
     """What one element of a computed value is made of; None: not of single elements."""
     node = value.node
     assert node is not None
-    if node.name == "optimization_barrier":
+    if node.name in PASSED_ON:
         return [node.inputs[value.index]]
     inputs = node.inputs
     if node.name == "broadcast_in_dim" and not is_single(inputs[0]):

@@ -6,7 +6,7 @@ import importlib.resources
 from collections.abc import Sequence
 
 from adamx.native import _operations as operations
-from adamx.native._graph import Operand, Value
+from adamx.native._graph import PASSED_ON, Operand, Value
 from adamx.native._regions import Region
 
 # Independent sums, for the compiler to keep in one vector.
@@ -72,7 +72,7 @@ def _computed(region: Region, names: dict[Value, str]) -> list[str]:
     for node in region.nodes:
         for output in node.outputs:
             inputs: Sequence[Operand] = node.inputs
-            if node.name == "optimization_barrier":
+            if node.name in PASSED_ON:
                 inputs = [node.inputs[output.index]]
                 if isinstance(inputs[0], Value) and inputs[0] not in names:
                     continue  # it passes on what is no part of this region
