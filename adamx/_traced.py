@@ -1,15 +1,37 @@
-"""Functions of one leaf that are traced once for all leaves of a shape.
+"""How a step is traced: leaf functions once, and for whom.
 
 A tree has many leaves and few shapes. Tracing a leaf rule takes about a millisecond and
 grows with the leaves; a call of a function that was traced before takes a tenth of it.
 XLA writes the calls out again before it does anything else.
+
+Where the traced step is to be taken apart into passes (`fused(tx, kernel="native")`),
+what was only written for XLA's compiler for CPUs is left out of it.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+
+_in_passes = contextvars.ContextVar("in_passes", default=False)
+
+
+def is_for_passes() -> bool:
+    """Whether what is traced now is to be taken apart into passes over memory."""
+    return _in_passes.get()
+
+
+@contextlib.contextmanager
+def traced_for_passes() -> Iterator[None]:
+    """What is traced inside the block is to be taken apart."""
+    token = _in_passes.set(True)
+    try:
+        yield
+    finally:
+        _in_passes.reset(token)
 
 
 def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:

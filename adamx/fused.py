@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from adamx import _checks, _steps, _tree, native
+from adamx._traced import traced_for_passes
 from adamx._types import GradientTransformation, PyTree
 
 
@@ -68,11 +69,13 @@ def fused(tx: GradientTransformation, *, kernel: str = "xla") -> Fused:
     CPU, AdamW takes about two thirds of the time that XLA's loops take, with clipping
     half of it, and trees of very many leaves compile several times as fast. A program
     is compiled on first use, by the system's C compiler (`CC`, cc, gcc or clang), and
-    kept in `ADAMX_CACHE` or else in adamx in the user's cache folder. Leaves whose
-    update mixes elements (sums along an axis, scales of codecs), other devices than
-    CPUs, and programs for several devices are left to XLA, outside `shard_map`. Without
-    a compiler everything is, with a warning. Products are rounded before they are
-    added, where XLA may round once: results differ in the last place.
+    kept in `ADAMX_CACHE` or else in adamx in the user's cache folder. Codes of
+    `codecs.int8` and `bfloat16_stochastic` are read and written in the same pass, exact
+    scales found in one before it. Complex leaves, codes of 4 bits and float8 or with
+    scales by block, means by row (`adam_mini`), other devices than CPUs and programs
+    for several devices, outside `shard_map`, are left to XLA; without a compiler
+    everything is, with a warning. Products are rounded before they are added, where
+    XLA may round once: results differ in the last place.
 
     Args:
       tx: any transformation.
@@ -121,6 +124,7 @@ def _in_passes(
         return step(grads, state, params, **extra_args)  # nothing is compiled
 
     def run(params: PyTree, state: Any, grads: PyTree) -> tuple[PyTree, Any]:
-        return step(grads, state, params, **extra_args)
+        with traced_for_passes():
+            return step(grads, state, params, **extra_args)
 
     return native.in_passes(run, params, state, grads, results=range(len(held)))

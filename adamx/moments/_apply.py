@@ -24,7 +24,14 @@ from adamx._types import (
     real_dtype,
     update_dtype,
 )
-from adamx.moments._slots import Slot, at_turn, deal, load, turn_after
+from adamx.moments._slots import (
+    Slot,
+    at_turn,
+    deal,
+    is_in_passes,
+    load,
+    turn_after,
+)
 from adamx.moments._storage import check_gradient, check_holds_complex
 
 Rule = Callable[..., tuple[Any, ...]]
@@ -144,6 +151,8 @@ def apply_rule(
             elif slot.is_encoded(own):
                 # Computed anew for each result, for XLA to fuse: see `Slot.load`.
                 again = functools.partial(lambda i, known: run(known)[1 + i], i)
+                if is_in_passes(own):
+                    again = functools.partial(lambda x, known: x, new[i])
                 new_own = slot.store(own, again, begin[i])
                 turn = turn_after(new_own, turn)
                 stored += new_own

@@ -113,7 +113,10 @@ def decode(codes: jax.Array, scales: tuple[jax.Array, ...], dtype: Any) -> jax.A
 
 
 def find_scales(
-    new: Callable[[Any], jax.Array], scales: tuple[jax.Array, ...]
+    new: Callable[[Any], jax.Array],
+    scales: tuple[jax.Array, ...],
+    *,
+    is_simple: bool = False,
 ) -> tuple[jax.Array, ...]:
     """The largest |x| of each group, for each of the scales; NaN has no part in it.
 
@@ -122,6 +125,7 @@ def find_scales(
         reductions instead of writing it to memory. It is given None, or a number >= 0
         before which the array shall not be computed.
       scales: of the step before, for their shapes.
+      is_simple: whether they are written as they are meant, not for XLA's CPU compiler.
     """
     found: list[jax.Array] = []
     for scale in scales:
@@ -131,8 +135,9 @@ def find_scales(
             found.append(_layout.placed_like(size.reshape(scale.shape), scale))
             continue
         # One after the other: what is found on the way takes memory.
-        turn = one_of(found[0]) if found and found[0].size else None
-        size = _layout.largest(jnp.abs(new(turn)), scale.shape)
+        is_second = found and found[0].size and not is_simple
+        turn = one_of(found[0]) if is_second else None
+        size = _layout.largest(jnp.abs(new(turn)), scale.shape, is_simple=is_simple)
         size = jnp.minimum(size, _TOP).astype(scale.dtype)
         found.append(_layout.placed_like(size, scale))
     return tuple(found)

@@ -136,18 +136,24 @@ def spread(scale: jax.Array, shape: Shape) -> jax.Array:
     return scale
 
 
-def largest(x: jax.Array, groups: Sequence[int]) -> jax.Array:
+def largest(
+    x: jax.Array, groups: Sequence[int], *, is_simple: bool = False
+) -> jax.Array:
     """The largest element of each group of an array >= 0; NaN has no part in it.
 
     Args:
       x: the array.
       groups: the shape of a scale of it.
+      is_simple: whether axes are reduced in one operation each, where there is one
+        group along them.
 
     Returns:
       An array of that shape, >= 0.
     """
     for axis, (n, d) in enumerate(zip(x.shape, groups, strict=True)):
-        if n != d:
+        if n != d and d == 1 and is_simple:
+            x = jnp.max(jnp.where(jnp.isnan(x), 0, x), axis=axis, keepdims=True)
+        elif n != d:
             x = _largest_along(x, axis, d)
     return jnp.where(jnp.isnan(x), 0, x)
 

@@ -18,6 +18,7 @@ mixing function: Wellons, "Prospecting for Hash Functions" (2018), the best foun
 with three multiplications.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 from jax import lax
 
 from adamx import _checks
+from adamx._traced import is_for_passes
 
 # Where a hash of the key begins: the first digits of pi, a number of no other meaning.
 _START = (0x243F6A88, 0x85A308D3)
@@ -69,6 +71,8 @@ def _positions(shape: Sequence[int]) -> jax.Array:
 
     A sum over the dimensions, so that every device can count its own part.
     """
+    if is_for_passes() and math.prod(shape) < 2**32:
+        return lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
     place = jnp.zeros(shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from adamx._traced import is_for_passes
 from adamx._types import PyTree
 from adamx.moments import _rounding
 from adamx.moments._codec import Encoded
@@ -47,6 +48,8 @@ class Slot:
         """
         if not self.is_encoded(own):
             return load(own[0], dtype)
+        if is_in_passes(own):
+            return decode(own[0], tuple(own[1:]), dtype)
         return decode(own[0], tuple(unrelated(s) for s in own[1:]), dtype)
 
     def starts(self, streams: Sequence[int]) -> Sequence[jax.Array | None]:
@@ -65,7 +68,7 @@ class Slot:
     ) -> list[jax.Array]:
         """The codes and the scales of the new moment."""
         codes, *scales = own
-        found = find_scales(new, tuple(scales))
+        found = find_scales(new, tuple(scales), is_simple=is_in_passes(own))
         bits = None if start is None else _rounding.spread_bits(start, codes.shape)
         return [encode(new(None), found, codes, bits), *found]
 
@@ -81,8 +84,21 @@ class Slot:
         )
 
 
+def is_in_passes(own: Sequence[jax.Array]) -> bool:
+    """Whether a leaf's codes are read and written by passes over memory (`native`).
+
+    Those know 8 and 16 bits, and scales by row and column; the rest is XLA's, as usual.
+    """
+    codes, *scales = own
+    pairs = [(d, n) for s in scales for d, n in zip(s.shape, codes.shape, strict=True)]
+    is_known = codes.dtype.name in ("int8", "uint8", "bfloat16")
+    return is_for_passes() and is_known and all(d in (1, n) for d, n in pairs)
+
+
 def at_turn(turn: jax.Array, own: list[jax.Array]) -> list[jax.Array]:
     """A leaf's codes and scales; these are known only once `turn` is, a number >= 0."""
+    if is_in_passes(own):
+        return own
     codes, *scales = own
     return [codes, *(behind(turn, s) for s in scales)]
 
@@ -93,7 +109,7 @@ def turn_after(own: Sequence[jax.Array], turn: jax.Array) -> jax.Array:
     All of them: were one code read outside of `in_turn`, only it would be computed.
     """
     codes, *scales = own
-    if not scales or codes.size < LARGE:
+    if not scales or codes.size < LARGE or is_in_passes(own):
         return turn
 
     return in_turn(one_of, one_of(scales[0]), codes)[1]

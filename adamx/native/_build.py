@@ -15,10 +15,12 @@ from typing import Any
 
 import jax
 
-# No contraction: a product is rounded before it is added, on every machine.
+# No contraction: a product is rounded before it is added, on every machine. GCC's PRE
+# makes of two conditions a third that its vectoriser does not know.
 _FLAGS = (
     *("-O3", "-shared", "-fPIC", "-std=gnu11", "-w"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    "-fno-tree-pre",
 )
 _loaded: dict[str, Any] = {}
 

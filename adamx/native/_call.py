@@ -42,7 +42,7 @@ class Pass:
         results = []
         for region in self.regions:
             known: dict[Value, Any] = dict(zip(region.scalars, scalars, strict=True))
-            known |= {value: next(arrays) for value in region.arrays}
+            known |= {value: next(arrays) for value in region.reads}
             results += run_nodes(region, known)
         return results
 
@@ -59,8 +59,7 @@ class Pass:
 
 def run_nodes(region: Region, known: dict[Value, Any]) -> list[Any]:
     """A region's results, from the values of its arrays and scalars."""
-    nodes = [*region.nodes, *([region.reduction] if region.reduction else [])]
-    for node in nodes:
+    for node in (*region.nodes, *region.reductions):
         inputs = [
             known.get(x) if isinstance(x, Value) else x.value for x in node.inputs
         ]
@@ -117,6 +116,12 @@ def _batch(operands: Any, axes: Any, *, made: Pass) -> Any:
 
 
 def _differentiate(primals: Any, tangents: Any, *, made: Pass) -> Any:
+    nodes = {node.name for region in made.regions for node in region.nodes}
+    if "bitcast_convert_type" in nodes:
+        raise NotImplementedError(
+            "a step with kernel='native' has no derivative where it writes codes or "
+            "rounds at random; differentiate through one with kernel='xla'."
+        )
     changes = tuple(ad.instantiate_zeros(t) for t in tangents)
     return jax.jvp(made.plain, tuple(primals), changes)
 
@@ -144,7 +149,7 @@ def prepare(
 
 def _shared(region: Region, owner: dict[Value, Value]) -> tuple[tuple[int, int], ...]:
     """Pairs (which array, which result) that share their memory."""
-    if region.reduction is not None:
+    if region.reductions:
         return ()
     places = {value: i for i, value in enumerate(region.arrays)}
     return tuple(

@@ -18,7 +18,12 @@ from adamx.native._operations import dtype_name
 PASSED_ON = ("optimization_barrier", "pvary", "pcast")
 
 # Calls that only wrap a function's operations.
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",  # its own derivative is lost: see `_call`
+}
 
 
 class Value:

@@ -94,7 +94,21 @@ def expression(
     """
     chosen = tuple(params.get(name) for name in _PARAMETERS.get(primitive, ()))
     template = _template(primitive, chosen, tuple(dtypes), result)
-    return None if template is None else template.format(*names)
+    if template is None:
+        return None
+    if primitive in ("max", "min"):
+        # NaN is looked for in what varies: a condition that does not vary keeps GCC
+        # from vectorising the loop. A number is compared in one instruction.
+        if names[0][0] in FIXED:
+            names = names[::-1]
+        if names[1][0] == "(" and "NAN" not in names[1]:
+            sign = ">" if primitive == "max" else "<"
+            return f"({names[1]} {sign} {names[0]} ? {names[1]} : {names[0]})"
+    return template.format(*names)
+
+
+# How names begin of what is the same for all elements of a row: scalars, rows, numbers.
+FIXED = "sr("
 
 
 # The parameters on which an operation's expression depends.
@@ -273,6 +287,10 @@ def _bitcast(params: Any, dtypes: Any, result: str, x: Any) -> str | None:
         return f"(({_TYPES[result][1]})float_bits({x[0]}))"
     if pair in (("uint32", "float32"), ("int32", "float32")):
         return f"bits_float((uint32_t){x[0]})"
+    if pair[0] == "uint16" and result in _HALVES:
+        return f"{result}_load((uint16_t){x[0]})"
+    if pair[0] in _HALVES and result == "uint16":
+        return f"((uint32_t){pair[0]}_bits({x[0]}))"
     if {*pair} == {"uint32", "int32"}:
         return f"(({_TYPES[result][1]}){x[0]})"
     return None
@@ -339,15 +357,16 @@ _WRITERS: dict[str, Writer] = {
 }
 
 
+_LARGER = "((x) > (a) || (x) != (x)) ? (x) : (a)"
 # A reduction of elements: (type of the accumulator, its first value, one step).
 _REDUCTIONS = {
-    ("reduce_sum", "float32"): ("double", "0", "a + x"),
-    ("reduce_sum", "float64"): ("double", "0", "a + x"),
-    ("reduce_sum", "int32"): ("uint32_t", "0", "a + (uint32_t)x"),
-    ("reduce_max", "float32"): ("float", "-INFINITY", "(x > a || x != x) ? x : a"),
-    ("reduce_max", "float64"): ("double", "-INFINITY", "(x > a || x != x) ? x : a"),
-    ("reduce_and", "bool"): ("int32_t", "1", "a & x"),
-    ("reduce_or", "bool"): ("int32_t", "0", "a | x"),
+    ("reduce_sum", "float32"): ("double", "0", "(a) + (x)"),
+    ("reduce_sum", "float64"): ("double", "0", "(a) + (x)"),
+    ("reduce_sum", "int32"): ("uint32_t", "0", "(a) + (uint32_t)(x)"),
+    ("reduce_max", "float32"): ("float", "-INFINITY", _LARGER),
+    ("reduce_max", "float64"): ("double", "-INFINITY", _LARGER),
+    ("reduce_and", "bool"): ("int32_t", "1", "(a) & (x)"),
+    ("reduce_or", "bool"): ("int32_t", "0", "(a) | (x)"),
 }
 
 

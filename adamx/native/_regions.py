@@ -26,27 +26,81 @@ class Region:
 
     Attributes:
       arrays: what is read element by element.
+      rows, columns: what is read by row and by column, those of the last two axes:
+        arrays of the shape, but with length 1 along the last axis, or the last but one.
       scalars: what is read once.
       nodes: the operations on elements, in order.
-      outputs: what is written; or a single value that is reduced.
-      reduction: the node that reduces it to a scalar, or None.
+      outputs: what is written; or the values that are reduced.
+      reductions: the nodes that reduce them, in the outputs' order; or none.
     """
 
     arrays: list[Value]
+    rows: list[Value]
+    columns: list[Value]
     scalars: list[Value]
     nodes: list[Node]
     outputs: list[Value]
-    reduction: Node | None = None
+    reductions: list[Node] = dataclasses.field(default_factory=list)
 
     @property
     def results(self) -> list[Value]:
         """The values of the graph that it computes."""
-        return self.outputs if self.reduction is None else self.reduction.outputs
+        return [node.outputs[0] for node in self.reductions] or self.outputs
+
+    @property
+    def reads(self) -> list[Value]:
+        """The arrays that it reads, in the order in which they are handed over."""
+        return [*self.arrays, *self.rows, *self.columns]
+
+    @property
+    def is_by_rows(self) -> bool:
+        """Whether it must know where a row begins."""
+        kinds = [reduced_to(node) for node in self.reductions]
+        return bool(self.rows or self.columns) or any(k != "single" for k in kinds)
+
+
+def reduced_to(node: Node) -> str | None:
+    """What a reduction leaves: "single", "row" (one for each row), "column" or None."""
+    (value,) = node.inputs[:1]
+    last = len(value.shape) - 1
+    axes = sorted(node.params["axes"])
+    if axes == list(range(last + 1)):
+        return "single"
+    if last > 0 and axes == [last]:
+        return "row"
+    # A sum by column would depend on which thread adds what first.
+    if last > 0 and axes == [last - 1] and node.name != "reduce_sum":
+        return "column"
+    return None
+
+
+def _kind(operand: Operand, shape: tuple[int, ...]) -> str | None:
+    """How an operand is read by elements of a shape; None: in another way."""
+    if operand.shape == shape:
+        return "full"
+    if is_single(operand):
+        return "single"
+    if len(shape) > 1 and operand.shape == (*shape[:-1], 1):
+        return "row"
+    if len(shape) > 1 and operand.shape == (*shape[:-2], 1, shape[-1]):
+        return "column"
+    return None
 
 
 def _is_read(value: Value) -> bool:
     """Whether an array is in memory before any region runs."""
     return value.node is None or value.node.name in _IN_MEMORY
+
+
+def is_position(value: Operand) -> bool:
+    """Whether each element is its own place in the array, row by row."""
+    node = value.node if isinstance(value, Value) else None
+    if node is not None and node.name == "reshape":
+        inner = node.inputs[0]
+        node = inner.node if isinstance(inner, Value) else None
+    if node is None or node.name != "iota":
+        return False
+    return len(node.outputs[0].shape) == 1 and node.outputs[0].dtype == "uint32"
 
 
 def _elements_of(value: Value) -> Sequence[Operand] | None:
@@ -55,10 +109,12 @@ def _elements_of(value: Value) -> Sequence[Operand] | None:
     assert node is not None
     if node.name in PASSED_ON:
         return [node.inputs[value.index]]
+    if is_position(value):
+        return []
     inputs = node.inputs
-    if node.name == "broadcast_in_dim" and not is_single(inputs[0]):
+    if any(_kind(x, value.shape) is None for x in inputs):
         return None
-    if any(x.shape != value.shape and not is_single(x) for x in inputs):
+    if node.name == "broadcast_in_dim" and not _is_lined_up(node):
         return None
     dtypes = [x.dtype for x in inputs]
     names = ["x"] * len(inputs)
@@ -66,11 +122,17 @@ def _elements_of(value: Value) -> Sequence[Operand] | None:
     return inputs if written else None
 
 
+def _is_lined_up(node: Node) -> bool:
+    """Whether a broadcast leaves each axis where it is, or has one number only."""
+    held = tuple(node.params["broadcast_dimensions"])
+    return is_single(node.inputs[0]) or held == tuple(range(len(node.params["shape"])))
+
+
 def _cone(roots: Sequence[Value]) -> Region | None:
     """The region of some results of one shape, or None if there is none."""
+    shape = roots[0].shape
     nodes: dict[Node, None] = {}
-    arrays: dict[Value, None] = {}
-    scalars: dict[Value, None] = {}
+    found: dict[str | None, list[Value]] = {}
     seen: set[Value] = set()
     pending: list[Operand] = list(reversed(roots))
     while pending:
@@ -80,19 +142,26 @@ def _cone(roots: Sequence[Value]) -> Region | None:
         seen.add(value)
         if not _operations.is_supported(value.dtype):
             return None
-        if value.shape != roots[0].shape:
-            scalars[value] = None
-        elif _is_read(value):
-            arrays[value] = None
-        else:
-            inputs = _elements_of(value)
-            if inputs is None:
-                return None
-            assert value.node is not None
-            nodes[value.node] = None
-            pending += reversed(inputs)
-    ordered = sorted(nodes, key=lambda node: node.number)
-    return Region(list(arrays), list(scalars), ordered, list(roots))
+        kind = _kind(value, shape)
+        if kind != "full" or _is_read(value):
+            found.setdefault(kind, []).append(value)
+            continue
+        inputs = _elements_of(value)
+        if inputs is None:
+            return None
+        assert value.node is not None
+        nodes[value.node] = None
+        pending += reversed(inputs)
+    if "full" not in found:
+        return None
+    return Region(
+        arrays=found["full"],
+        rows=found.get("row", []),
+        columns=found.get("column", []),
+        scalars=found.get("single", []),
+        nodes=sorted(nodes, key=lambda node: node.number),
+        outputs=list(roots),
+    )
 
 
 def regions_of(graph: Graph) -> tuple[list[Region], set[Node]]:
@@ -108,7 +177,7 @@ def regions_of(graph: Graph) -> tuple[list[Region], set[Node]]:
     regions = _joined([v for v in wanted if _is_made_of_elements(v)])
     made = {value for region in regions for value in region.results}
     pending = [v for v in wanted if v not in made]
-    pending += [v for region in regions for v in (*region.scalars, *region.arrays)]
+    pending += [v for region in regions for v in (*region.scalars, *region.reads)]
     kept: set[Node] = set()
     while pending:
         node = pending.pop().node
@@ -121,7 +190,7 @@ def regions_of(graph: Graph) -> tuple[list[Region], set[Node]]:
         else:
             regions.append(region)
             made.update(region.results)
-            pending += [*region.scalars, *region.arrays]
+            pending += [*region.scalars, *region.reads]
     return regions, kept
 
 
@@ -142,7 +211,7 @@ def _joined(roots: list[Value]) -> list[Region]:
 
     for root in roots:
         region = None if _is_read(root) else _cone([root])
-        if region is None or not region.arrays:
+        if region is None:
             continue
         parent[root] = root
         for part in (*region.nodes, *region.arrays):
@@ -155,17 +224,35 @@ def _joined(roots: list[Value]) -> list[Region]:
 
 
 def _reduced(node: Node) -> Region | None:
-    """The region of a reduction of elements to one number, or None."""
+    """The region of a reduction of elements, or None."""
     value = node.inputs[0] if node.inputs else None
-    if not isinstance(value, Value):
+    if not isinstance(value, Value) or 0 in value.shape or not value.shape:
         return None
-    if not _operations.is_reduction(node.name, value.dtype):
-        return None
-    dims = range(len(value.shape))
-    is_whole = len(dims) > 0 and sorted(node.params["axes"]) == list(dims)
-    if not is_whole or 0 in value.shape:
+    if not _operations.is_reduction(node.name, value.dtype) or not reduced_to(node):
         return None
     region = _cone([value])
-    if region is None or not region.arrays:
-        return None
-    return dataclasses.replace(region, reduction=node)
+    return region and dataclasses.replace(region, reductions=[node])
+
+
+def merged(regions: Sequence[Region]) -> list[Region]:
+    """Reductions of one shape that share an array, as one region each."""
+    groups: list[list[Region]] = []
+    home: dict[Value, list[Region]] = {}
+    for region in regions:
+        group = next((home[v] for v in region.arrays if v in home), None)
+        if group is None:
+            groups.append(group := [])
+        group.append(region)
+        home |= dict.fromkeys(region.arrays, group)
+    return [group[0] if len(group) == 1 else _union(group) for group in groups]
+
+
+def _union(group: Sequence[Region]) -> Region:
+    region = _cone(list(dict.fromkeys(region.outputs[0] for region in group)))
+    assert region is not None
+    reductions = [node for one in group for node in one.reductions]
+    return dataclasses.replace(
+        region,
+        outputs=[region.outputs[0] for region in group],
+        reductions=reductions,
+    )

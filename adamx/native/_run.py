@@ -11,7 +11,7 @@ from jax.extend import core
 from adamx._types import PyTree
 from adamx.native import _call
 from adamx.native._graph import Graph, Node, Operand, Value, graph_of
-from adamx.native._regions import Region, regions_of
+from adamx.native._regions import Region, merged, regions_of
 from adamx.native._source import Source, source_of
 
 # Operands of one call: XLA's time for one grows faster than their number.
@@ -106,11 +106,11 @@ def _results(
     if made is None:
         results = []
         for region in members:
-            reads = [*region.scalars, *region.arrays]
+            reads = [*region.scalars, *region.reads]
             results += _call.run_nodes(region, {v: known[v] for v in reads})
         return results
     operands = [known[v] for v in members[0].scalars]
-    operands += [known[v] for region in members for v in region.arrays]
+    operands += [known[v] for region in members for v in region.reads]
     return _call.call(made, operands)
 
 
@@ -123,10 +123,10 @@ def _ordered(regions: Sequence[Region], kept: set[Node]) -> list[_Work]:
         if isinstance(part, Node):
             reads = [x for x in part.inputs if isinstance(x, Value)]
             return max((depth.get(v, 0) for v in reads), default=0)
-        return 1 + max(depth.get(v, 0) for v in (*part.scalars, *part.arrays))
+        return 1 + max(depth.get(v, 0) for v in (*part.scalars, *part.reads))
 
     def needs(part: Region | Node) -> list[Region | Node]:
-        reads = part.inputs if isinstance(part, Node) else [*part.scalars, *part.arrays]
+        reads = part.inputs if isinstance(part, Node) else [*part.scalars, *part.reads]
         parts: list[Region | Node] = []
         for v in reads:
             if isinstance(v, Value) and v not in depth:
@@ -136,8 +136,8 @@ def _ordered(regions: Sequence[Region], kept: set[Node]) -> list[_Work]:
                     parts.append(v.node)
         return parts
 
-    works: dict[int, _Work] = {}
-    groups: dict[Any, list[Region]] = {}
+    found: dict[int, list[Region]] = {}
+    nodes: dict[int, list[Node]] = {}
     pending: list[Region | Node] = [*regions, *kept]
     while pending:
         part = pending[-1]
@@ -150,19 +150,32 @@ def _ordered(regions: Sequence[Region], kept: set[Node]) -> list[_Work]:
             pending += first
             continue
         pending.pop()
-        found = own_depth(part)
-        depth |= dict.fromkeys(results, found)
-        work = works.setdefault(found, _Work([], []))
-        if isinstance(part, Node):
-            work.nodes.append(part)
-            continue
-        source = source_of(part)
-        key = (found, source, tuple(part.scalars))
+        own = own_depth(part)
+        depth |= dict.fromkeys(results, own)
+        if isinstance(part, Region):
+            found.setdefault(own, []).append(part)
+        else:
+            nodes.setdefault(own, []).append(part)
+    return [
+        _Work(
+            _grouped(found.get(own, [])),
+            sorted(nodes.get(own, []), key=lambda node: node.number),
+        )
+        for own in sorted({*found, *nodes})
+    ]
+
+
+def _grouped(regions: Sequence[Region]) -> list[tuple[Source, list[Region]]]:
+    """Regions of one program that read the same scalars, so many to a call."""
+    sums = merged([region for region in regions if region.reductions])
+    groups: dict[Any, list[Region]] = {}
+    calls: list[tuple[Source, list[Region]]] = []
+    for region in (*(r for r in regions if not r.reductions), *sums):
+        source = source_of(region)
+        key = (source, tuple(region.scalars))
         members = groups.get(key)
         if members is None or len(members) == _LEAVES:
             members = groups[key] = []
-            work.calls.append((source, members))
-        members.append(part)
-    for work in works.values():
-        work.nodes.sort(key=lambda node: node.number)
-    return [works[found] for found in sorted(works)]
+            calls.append((source, members))
+        members.append(region)
+    return calls

@@ -1,8 +1,9 @@
 /* One pass over memory, as a handler of XLA's foreign function interface.
 
-   Generated before this text: N_SCALARS, N_IN, N_OUT, and either `elements` (writes) or
-   `reduce` with N_OUT == 1 (one number for each leaf). Arguments are the scalars, then the
-   arrays of each leaf; results are the arrays (or the number) of each leaf.
+   Generated before this text: N_SCALARS, N_IN, N_OUT, and either `elements`, which writes
+   arrays, or `reduce`, which makes numbers of them, with what puts the parts of several
+   threads together. Arguments are the scalars, then the arrays of each leaf, the first of
+   them of the leaf's shape; results are those of each leaf.
 
    Threads: the caller and tasks on XLA's own pool take chunks from one counter until none
    is left. The caller waits for chunks that a thread has taken, never for a task that has
@@ -20,13 +21,19 @@
 
 typedef struct {
   int64_t begin; /* first chunk of the leaf */
-  int64_t size;  /* elements */
+  int64_t units; /* rows, or elements where rows do not matter */
+  int64_t share; /* units of a chunk */
+  int64_t rows;  /* of one matrix: the last axis but one */
+  int64_t cols;
+  int64_t all_columns; /* of all matrices of the leaf */
+  int64_t column;      /* columns of the leaves before it */
   void* const* in;
   void* const* out;
 } leaf_t;
 
 typedef struct {
   atomic_int references;
+  atomic_int workers;
   atomic_llong next;
   atomic_llong done;
   int64_t chunks;
@@ -34,7 +41,9 @@ typedef struct {
   const void* const* scalars;
   leaf_t* leaf;
 #ifdef REDUCES
-  accumulator_t* partial; /* by chunk, so that threads do not change the sum's order */
+  whole_t* whole;      /* by chunk, so that threads do not change the sum's order */
+  char* columns;       /* by thread: the order of a largest element is the same */
+  int64_t all_columns; /* of all leaves */
 #endif
 } job_t;
 
@@ -42,7 +51,7 @@ static void release(job_t* job) {
   if (atomic_fetch_sub(&job->references, 1) == 1) free(job);
 }
 
-static void run_chunk(job_t* job, int64_t chunk) {
+static void run_chunk(job_t* job, int64_t chunk, int worker) {
   int64_t low = 0, high = job->leaves - 1;
   while (low < high) {
     int64_t middle = (low + high + 1) / 2;
@@ -50,12 +59,15 @@ static void run_chunk(job_t* job, int64_t chunk) {
     else high = middle - 1;
   }
   const leaf_t* leaf = &job->leaf[low];
-  int64_t begin = (chunk - leaf->begin) * CHUNK;
-  int64_t end = begin + CHUNK < leaf->size ? begin + CHUNK : leaf->size;
+  int64_t begin = (chunk - leaf->begin) * leaf->share;
+  int64_t end = begin + leaf->share < leaf->units ? begin + leaf->share : leaf->units;
 #ifdef REDUCES
-  job->partial[chunk] = reduce(leaf->in, job->scalars, begin, end);
+  char* columns = job->columns + (worker * job->all_columns + leaf->column) * COLUMN_BYTES;
+  reduce(leaf->in, leaf->out, job->scalars, &job->whole[chunk], columns,
+         leaf->all_columns, begin, end, leaf->rows, leaf->cols);
 #else
-  elements(leaf->in, leaf->out, job->scalars, begin, end);
+  (void)worker;
+  elements(leaf->in, leaf->out, job->scalars, begin, end, leaf->rows, leaf->cols);
 #endif
 }
 
@@ -65,10 +77,12 @@ static void work(job_t* job) {
   unsigned int control = _mm_getcsr();
   _mm_setcsr(control | 0x8040);
 #endif
+  int worker = -1;
   for (;;) {
     long long chunk = atomic_fetch_add(&job->next, 1);
     if (chunk >= job->chunks) break;
-    run_chunk(job, chunk);
+    if (worker < 0) worker = atomic_fetch_add(&job->workers, 1);
+    run_chunk(job, chunk, worker);
     atomic_fetch_add(&job->done, 1);
   }
 #if defined(__x86_64__)
@@ -86,29 +100,53 @@ static void discard(const XLA_FFI_Api* api, XLA_FFI_Error* error) {
   api->XLA_FFI_Error_Destroy(&args);
 }
 
-static void call_helpers(XLA_FFI_CallFrame* frame, job_t* job, int64_t elements_in_all) {
-  const XLA_FFI_Api* api = frame->api;
+static int64_t threads_for(XLA_FFI_CallFrame* frame, int64_t chunks, int64_t elements) {
   int64_t threads = 1;
-  if (elements_in_all < ALONE || job->chunks < 2) return;
+  if (elements < ALONE) return 1;
   XLA_FFI_ThreadPool_NumThreads_Args count = {
       XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, 0, frame->ctx, &threads};
-  XLA_FFI_Error* error = api->XLA_FFI_ThreadPool_NumThreads(&count);
+  XLA_FFI_Error* error = frame->api->XLA_FFI_ThreadPool_NumThreads(&count);
   if (error) {
-    discard(api, error);
-    return;
+    discard(frame->api, error);
+    return 1;
   }
-  if (threads > job->chunks) threads = job->chunks;
+  if (threads > chunks) threads = chunks;
+  return threads < 1 ? 1 : threads;
+}
+
+static void call_helpers(XLA_FFI_CallFrame* frame, job_t* job, int64_t threads) {
   for (int64_t i = 1; i < threads; i++) {
     atomic_fetch_add(&job->references, 1);
     XLA_FFI_ThreadPool_Schedule_Args schedule = {
         XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, 0, frame->ctx, task, job};
-    error = api->XLA_FFI_ThreadPool_Schedule(&schedule);
+    XLA_FFI_Error* error = frame->api->XLA_FFI_ThreadPool_Schedule(&schedule);
     if (error) {
-      discard(api, error);
+      discard(frame->api, error);
       release(job);
       return;
     }
   }
+}
+
+/* How a leaf is cut into chunks, from the shape of its first array; returns its size. */
+static int64_t measure(const XLA_FFI_Buffer* first, leaf_t* leaf) {
+  int64_t size = 1;
+  for (int64_t d = 0; d < first->rank; d++) size *= first->dims[d];
+  leaf->rows = first->rank > 1 ? first->dims[first->rank - 2] : 1;
+  leaf->cols = first->rank > 0 ? first->dims[first->rank - 1] : 1;
+#ifdef BY_ROWS
+  leaf->units = size / leaf->cols;
+  leaf->share = leaf->cols > CHUNK ? 1 : CHUNK / leaf->cols;
+#else
+  leaf->units = size;
+  leaf->share = CHUNK;
+#endif
+  leaf->all_columns = leaf->units / leaf->rows * leaf->cols;
+  return size;
+}
+
+static int64_t chunks_of(const leaf_t* leaf) {
+  return (leaf->units + leaf->share - 1) / leaf->share;
 }
 
 static XLA_FFI_Error* failure(const XLA_FFI_Api* api, const char* message) {
@@ -125,19 +163,21 @@ static XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
   XLA_FFI_Buffer** args = (XLA_FFI_Buffer**)frame->args.args;
   XLA_FFI_Buffer** rets = (XLA_FFI_Buffer**)frame->rets.rets;
 
-  int64_t chunks = 0, total = 0;
+  int64_t chunks = 0, total = 0, columns = 0;
   for (int64_t i = 0; i < leaves; i++) {
-    XLA_FFI_Buffer* first = args[N_SCALARS + i * N_IN];
-    int64_t size = 1;
-    for (int64_t d = 0; d < first->rank; d++) size *= first->dims[d];
-    total += size;
-    chunks += (size + CHUNK - 1) / CHUNK;
+    leaf_t leaf;
+    total += measure(args[N_SCALARS + i * N_IN], &leaf);
+    chunks += chunks_of(&leaf);
+    columns += leaf.all_columns;
   }
+  int64_t threads = threads_for(frame, chunks, total);
   /* One block: it may outlive this call, in tasks that find nothing left to do. */
-  size_t bytes = sizeof(job_t) + leaves * sizeof(leaf_t) +
-                 (n_args + n_rets) * sizeof(void*);
+  size_t bytes =
+      sizeof(job_t) + leaves * sizeof(leaf_t) + (n_args + n_rets) * sizeof(void*);
 #ifdef REDUCES
-  bytes += chunks * sizeof(accumulator_t) + 64;
+  size_t whole = (bytes + 63) / 64 * 64;
+  size_t by_column = (whole + chunks * sizeof(whole_t) + 63) / 64 * 64;
+  bytes = by_column + threads * columns * COLUMN_BYTES;
 #endif
   job_t* job = (job_t*)malloc(bytes);
   if (!job) return failure(frame->api, "adamx: out of memory for a native pass");
@@ -145,18 +185,18 @@ static XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
   void** data = (void**)(leaf + leaves);
   for (int64_t i = 0; i < n_args; i++) data[i] = args[i]->data;
   for (int64_t i = 0; i < n_rets; i++) data[n_args + i] = rets[i]->data;
-  int64_t begin = 0;
+  int64_t begin = 0, column = 0;
   for (int64_t i = 0; i < leaves; i++) {
-    XLA_FFI_Buffer* first = args[N_SCALARS + i * N_IN];
-    int64_t size = 1;
-    for (int64_t d = 0; d < first->rank; d++) size *= first->dims[d];
+    measure(args[N_SCALARS + i * N_IN], &leaf[i]);
     leaf[i].begin = begin;
-    leaf[i].size = size;
+    leaf[i].column = column;
     leaf[i].in = data + N_SCALARS + i * N_IN;
     leaf[i].out = data + n_args + i * N_OUT;
-    begin += (size + CHUNK - 1) / CHUNK;
+    begin += chunks_of(&leaf[i]);
+    column += leaf[i].all_columns;
   }
   atomic_init(&job->references, 1);
+  atomic_init(&job->workers, 0);
   atomic_init(&job->next, 0);
   atomic_init(&job->done, 0);
   job->chunks = chunks;
@@ -164,18 +204,30 @@ static XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
   job->scalars = (const void* const*)data;
   job->leaf = leaf;
 #ifdef REDUCES
-  job->partial = (accumulator_t*)(((uintptr_t)(data + n_args + n_rets) + 63) & ~(uintptr_t)63);
+  job->whole = (whole_t*)((char*)job + whole);
+  job->columns = (char*)job + by_column;
+  job->all_columns = columns;
+  for (int64_t w = 0; w < threads; w++)
+    for (int64_t i = 0; i < leaves; i++)
+      start_columns(job->columns + (w * columns + leaf[i].column) * COLUMN_BYTES,
+                    leaf[i].all_columns);
 #endif
-  call_helpers(frame, job, total);
+  call_helpers(frame, job, threads);
   work(job);
   for (int spins = 0; atomic_load(&job->done) < chunks; spins++)
     if (spins > 100) sched_yield();
 #ifdef REDUCES
+  int workers = atomic_load(&job->workers);
   for (int64_t i = 0; i < leaves; i++) {
-    int64_t last = i + 1 < leaves ? leaf[i + 1].begin : chunks;
-    accumulator_t a = FIRST;
-    for (int64_t c = leaf[i].begin; c < last; c++) a = combine(a, job->partial[c]);
-    finish(leaf[i].out[0], a);
+    int64_t n = leaf[i].all_columns, last = leaf[i].begin + chunks_of(&leaf[i]);
+    whole_t a;
+    start_whole(&a);
+    for (int64_t c = leaf[i].begin; c < last; c++) add_whole(&a, &job->whole[c]);
+    finish_whole(leaf[i].out, &a);
+    char* first = job->columns + leaf[i].column * COLUMN_BYTES;
+    for (int w = 1; w < workers; w++)
+      add_columns(first, first + (size_t)w * columns * COLUMN_BYTES, n);
+    finish_columns(leaf[i].out, first, n);
   }
 #endif
   release(job);
