@@ -1,6 +1,9 @@
 """Runs of PyTorch that go on here, and back; without PyTorch, from stored runs."""
 
+import os
 import re
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -10,16 +13,20 @@ import optax
 import pytest
 
 import adamx
+from adamx import __main__
 from adamx.interop import (
+    convert_torch,
     from_torch,
     params_from_torch,
     params_to_torch,
+    restore,
     to_flat,
     to_torch,
     torch_optimizer,
 )
 from adamx.interop._torch_rows import rules_for
 from tests import torch_runs
+from tests.helpers import EXAMPLES, ROOT
 from tests.torch_runs import (
     AFTER,
     BEFORE,
@@ -321,6 +328,19 @@ def test_what_torch_does_not_train_is_frozen_on_request():
     assert float(updates["dense"]["bias"][0]) != 0.0
 
 
+def test_nothing_shares_the_memory_of_torch():
+    """PyTorch writes into its tensors; JAX keeps NumPy's memory where it can."""
+    x = np.arange(4096, dtype=np.float32).reshape(64, 64)
+    saved = adam_state(1)
+    saved["state"][0] |= {"exp_avg": x, "exp_avg_sq": x}
+    like = {"table": {"embedding": jnp.zeros((64, 64))}}
+    state = from_torch(saved, like, names=["table.weight"])
+    params = params_from_torch({"table.weight": x}, like)
+    x[:] = -1
+    for tree in (state[0].mu, state[0].nu, params):
+        assert float(tree["table"]["embedding"][-1, -1]) == 4095.0
+
+
 def test_shapes_serve_as_parameters_and_hold_no_memory():
     shapes = jax.eval_shape(lambda: DENSE)
     names = ["dense.weight", "dense.bias"]
@@ -354,6 +374,42 @@ def test_eight_bit_states_are_decoded(layout):
     assert float(found[1].applied_weight_decay) == pytest.approx(0.1)
 
 
+def test_a_wrapped_and_encoded_state_goes_back():
+    tx = adamx.guard(
+        optax.chain(
+            adamx.clip_by_global_norm(1.0),
+            adamx.adamw(0.1, mu_dtype=adamx.codecs.int8()),
+        )
+    )
+    state, params = tx.init(DENSE), jax.tree.map(jnp.ones_like, DENSE)
+    _, state = tx.update(params, state, params)
+    names = ["dense.weight", "dense.bias"]
+    back = to_torch(state, DENSE, names=names, as_numpy=True)
+    assert back["param_groups"][0]["decoupled_weight_decay"] is True
+    mean = back["state"][0]["exp_avg"]
+    assert mean.dtype == np.float32
+    np.testing.assert_allclose(mean, 0.1 / np.sqrt(6), rtol=4e-3)
+
+
+def test_a_momentum_behind_the_rate_goes_back_in_torchs_units():
+    tx = adamx.rmsprop(0.5, eps_in_sqrt=False, momentum=0.9)
+    state, params = tx.init(DENSE), jax.tree.map(jnp.ones_like, DENSE)
+    _, state = tx.update(params, state, params)
+    names = ["dense.weight", "dense.bias"]
+    back = to_torch(state, DENSE, names=names, as_numpy=True)
+    expected = 1 / (np.sqrt(0.1) + 1e-8)
+    np.testing.assert_allclose(back["state"][1]["momentum_buffer"], expected, rtol=1e-6)
+
+
+def test_bfloat16_goes_and_comes_back():
+    x = np.array([[1.0, 2.5]], jnp.bfloat16)
+    params = {"table": {"embedding": jnp.zeros((1, 2), jnp.bfloat16)}}
+    found = params_from_torch({"table.weight": x}, params)
+    assert found["table"]["embedding"].dtype == jnp.bfloat16
+    back = params_to_torch(found, ["table.weight"], as_numpy=True)["table.weight"]
+    np.testing.assert_array_equal(back, x)
+
+
 @pytest.mark.parametrize(
     ("sets", "rules"),
     [
@@ -374,3 +430,59 @@ def test_rules_name_each_path_where_nothing_shorter_does():
     for own, rule in zip(sets, rules_for(sets), strict=True):
         found = [p for part in sets for p in part if re.search(rule, p)]
         assert sorted(found) == sorted(own)
+
+
+# ------------------------------------------------------------------------- the command
+
+
+def test_the_command_writes_a_checkpoint(monkeypatch, tmp_path, capsys):
+    model = {"dense.weight": np.ones((2, 3), np.float32), "dense.bias": np.ones(2)}
+    checkpoint = {"model": model, "optimizer": adam_state(7, 7, shapes=((2, 3), (2,)))}
+    monkeypatch.setattr("adamx.interop.load_torch", lambda path: checkpoint)
+    (tmp_path / "map.json").write_text('{"weight$": "kernel"}')
+    out = tmp_path / "out"
+    command = ["convert", "run.pt", str(out)]
+    assert __main__.main([*command, "--map", str(tmp_path / "map.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "adamx.adam(0.1, b1=0.9, b2=0.999, eps=1e-08)" in printed
+    flat = restore(out, step=7)
+    assert flat["params/dense/kernel"].shape == (3, 2)
+    assert flat["state/scale_by_adam/mu/dense/kernel"].tolist() == [
+        [1, 4],
+        [2, 5],
+        [3, 6],
+    ]
+    shapes = tmp_path / "shapes.json"
+    shapes.write_text('{"dense": {"kernel": [3, 2], "bias": [3]}}')
+    assert __main__.main([*command, "--shapes", str(shapes)]) == 2
+    assert "mis-shaped: 'dense.bias' (2,)" in capsys.readouterr().err
+    shapes.write_text("{")
+    assert __main__.main([*command, "--map", str(shapes)]) == 2
+    assert "must be JSON" in capsys.readouterr().err
+
+
+def test_the_printed_code_makes_the_transformation():
+    for label in CASES:
+        saved = torch_runs.from_arrays(f"{label}/before", RUNS)
+        params = placed(split(RUNS[f"{label}/points"][0]))
+        code = convert_torch({"optimizer": saved}, params, NAME_MAP, names=NAMES).code
+        made = eval(code, {"adamx": adamx, "optax": optax})
+        state = from_torch(saved, params, NAME_MAP, names=NAMES)
+        like = jax.eval_shape(made.init, params)
+        assert jax.tree.structure(like) == jax.tree.structure(state), label
+        for x, y in zip(jax.tree.leaves(like), jax.tree.leaves(state), strict=True):
+            assert (x.shape, x.dtype) == (y.shape, y.dtype), label
+
+
+def test_the_example_says_what_it_needs(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('hidden by the test')")
+    found = subprocess.run(
+        [sys.executable, EXAMPLES / "from_torch.py"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == 1
+    assert "pip install 'adamx[examples,torch]'" in found.stderr
+    assert "Traceback" not in found.stderr

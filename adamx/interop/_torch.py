@@ -72,7 +72,7 @@ def from_torch(
       TypeError, ValueError: an argument is something else; lists all tensors that are
         missing, extra, mis-shaped or ambiguous.
 
-    >>> import numpy as np
+    >>> import jax.numpy as jnp, numpy as np
     >>> state_dict = {
     ...     "state": {0: {"momentum_buffer": np.ones((2, 3), np.float32)}},
     ...     "param_groups": [
@@ -121,7 +121,7 @@ def torch_optimizer(
     Returns:
       The transformation that `from_torch` gives the state of.
 
-    >>> import numpy as np
+    >>> import jax.numpy as jnp, numpy as np
     >>> group = {"lr": 0.1, "momentum": 0.0, "dampening": 0, "weight_decay": 0}
     >>> state_dict = {"state": {}, "param_groups": [group | {"params": [0]}]}
     >>> params = {"dense": {"kernel": jnp.zeros((3, 2))}}
@@ -157,7 +157,7 @@ def params_from_torch(
     Raises:
       TypeError, ValueError: as `from_torch`.
 
-    >>> import numpy as np
+    >>> import jax.numpy as jnp, numpy as np
     >>> model = {"dense.weight": np.ones((2, 3)), "dense.bias": np.ones(2)}
     >>> params = {"dense": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}
     >>> params_from_torch(model, params)["dense"]["kernel"].shape

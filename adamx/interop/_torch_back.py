@@ -66,7 +66,7 @@ def to_torch(
     (0.001, (0.9, 0.999), 0.1, ['dense.weight'])
     """
     _checks.check_flag("as_numpy", as_numpy)
-    lists = _names_by_group(names, name_map, like)
+    lists, is_flat = _names_by_group(names, name_map, like)
     flat = [name for own in lists for name in own]
     place = Placement(dict.fromkeys(flat), params, name_map)
     lost = [name for name in flat if name not in place.placed]
@@ -75,7 +75,7 @@ def to_torch(
     place.check("`names`")
     paths = [place.placed[name].path for name in flat]
     found = by_path(state, paths, _likes(lists, place.placed, like))
-    if len(lists) == 1 and like is None:
+    if is_flat:
         lists = _split(lists[0], place.placed, found)
     result = _assembled(lists, place.placed, found, like)
     return result if as_numpy else _as_tensors(result)
@@ -131,10 +131,11 @@ def params_to_torch(
 
 def _names_by_group(
     names: Any, name_map: NameMap, like: Mapping[str, Any] | None
-) -> list[list[str]]:
+) -> tuple[list[list[str]], bool]:
+    """Names by group; and whether nobody said what the groups are."""
     groups = [] if like is None else list(like["param_groups"])
     if names is None and groups and all("param_names" in g for g in groups):
-        return [list(group["param_names"]) for group in groups]
+        return [list(group["param_names"]) for group in groups], False
     if names is None and isinstance(name_map, Mapping):
         plain = [n for n in name_map if n.replace(".", "").replace("_", "").isalnum()]
         if len(plain) == len(name_map) and plain:
@@ -144,7 +145,9 @@ def _names_by_group(
             "`names` must be given: the parameters' names in PyTorch, in the order of "
             "the optimizer there, e.g. [name for name, _ in model.named_parameters()]."
         )
-    lists = [_listed(each) for each in _nested(names)]
+    nested = _nested(names)
+    lists = [_listed(each) for each in nested]
+    is_nested = not isinstance(names, Mapping) and nested == names
     sizes = [len(group["params"]) for group in groups]
     if groups and len(lists) == 1 < len(sizes):
         left = iter(lists[0])
@@ -155,7 +158,7 @@ def _names_by_group(
             f"`names` must be as many as the parameters of `like`, {sizes} by group, "
             f"got {[len(own) for own in lists]}; list them in the optimizer's order."
         )
-    return lists
+    return lists, not (is_nested or groups)
 
 
 def _likes(

@@ -63,8 +63,7 @@ def load_torch(path: str | os.PathLike[str]) -> Any:
         raise ValueError(
             f"`path` must be a file of tensors, numbers, text, lists and dicts, got "
             f"'{path}', which is damaged or holds other objects; it was not run. Save "
-            "{'model': model.state_dict(), 'optimizer': optimizer.state_dict()}. "
-            f"PyTorch says: {str(error).splitlines()[0][:200]}"
+            "{'model': model.state_dict(), 'optimizer': optimizer.state_dict()}."
         ) from error
 
 
@@ -117,7 +116,8 @@ class TorchRun(Printed):
         yield table
         yield Text(f"{len(self.rows)} tensors, {self.step} steps")
         if self.code:
-            yield Text(f"tx = {self.code}")
+            # Not folded: it is to be copied.
+            yield Text(f"tx = {self.code}", no_wrap=True, overflow="ignore")
 
 
 def convert_torch(

@@ -86,6 +86,9 @@ class Plan:
             place.problems.setdefault("extra", []).append(
                 f"{_tree.some(dropped)}, trained there: None is for other tensors"
             )
+        frozen_hint = "; untrained='freeze' freezes what torch does not train"
+        if "missing" in place.problems:
+            place.problems["missing"][-1] += frozen_hint
         raise_problems("`state_dict`", place.problems)
         self.placed: dict[str, Placed] = place.placed
         recipes = [
@@ -220,7 +223,8 @@ def _label(entry: Entry) -> str:
 def put(x: Any, like: Any, param: Any) -> jax.Array:
     """An array in the form of another, where its parameter is; None: zeros."""
     sharding = getattr(param, "sharding", None)
-    x = jnp.zeros(like.shape, like.dtype) if x is None else np.asarray(x)
+    # A copy: JAX may keep NumPy's memory, which is that of PyTorch, which writes to it.
+    x = jnp.zeros(like.shape, like.dtype) if x is None else np.array(x)
     x = jnp.asarray(x, like.dtype)
     return x if sharding is None else jax.device_put(x, sharding)
 

@@ -265,8 +265,8 @@ def _param(
         for key, ours in table.items()
         if key in needed and state.get(key) is not None
     }
-    for key, x in moments.items():
-        if np.iscomplexobj(x) and kind != "SGD":
+    for key, ours in table.items():
+        if ours in moments and np.iscomplexobj(moments[ours]) and kind != "SGD":
             problems.append(
                 f"complex: '{key}' of '{name}': torch keeps squares of real and "
                 "imaginary parts apart, here it is |g|^2; split the parameter "

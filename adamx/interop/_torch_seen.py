@@ -23,6 +23,8 @@ _DIRECTIONS = {
     "scale_by_momentum": "SGD",
 }
 _RATES = ("scale_by_learning_rate", "scale_by_scheduled_learning_rate")
+# Of states that change directions.
+_STAGES = ("scale_by_", "schedule_free", "adam_to_", "cautious")
 _DECAY = "add_decoupled_weight_decay"
 _FLAGS: dict[str, Any] = {"maximize": False, "foreach": None, "differentiable": False}
 _MORE: dict[str, dict[str, Any]] = {
@@ -78,6 +80,7 @@ def by_path(
             )
         parts = owned.setdefault(path, {}).setdefault(kind, {}).setdefault(base, {})
         parts[part] = entry.array
+    _check_known(walked)
     left = [path for path in paths if path not in owned]
     if left:
         place = _of_plain_sgd(walked, set(places.values()), left)
@@ -90,6 +93,20 @@ def by_path(
         seen = _Seen(path, walked, places[path], order, likes.get(path, {}))
         found[path] = seen.found(arrays)
     return found
+
+
+def _check_known(walked: list[Entry]) -> None:
+    """Raises where a stage changes directions as no optimizer of PyTorch does."""
+    for entry in walked:
+        kind = entry.name.kind.split("#")[0]
+        is_known = kind in _DIRECTIONS or kind in _RATES
+        is_rows = entry.name.field.startswith("row_")
+        if is_rows or (kind.startswith(_STAGES) and not is_known):
+            what = "a count for each row" if is_rows else kind
+            raise ValueError(
+                f"`state` must be of an optimizer that PyTorch has, got {what}; it has "
+                f"{', '.join(_DIRECTIONS)}. Start anew there."
+            )
 
 
 def _of_plain_sgd(
@@ -301,8 +318,6 @@ class _Seen:
     ) -> None:
         self._betas(own, group, state)
         state["step"] = self._steps(own)
-        if any(key.startswith("row_") for key in self.scalars.get(own, {})):
-            raise self._unlike("a count for each row")
 
     def _rmsprop(self, own: str, group: dict[str, Any], state: dict[str, Any]) -> None:
         mine = self.scalars.get(own, {})
