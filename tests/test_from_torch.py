@@ -1,8 +1,7 @@
 """Runs of PyTorch that go on here, and back; without PyTorch, from stored runs."""
 
-import os
 import re
-import subprocess
+import runpy
 import sys
 from functools import partial
 
@@ -26,7 +25,7 @@ from adamx.interop import (
 )
 from adamx.interop._torch_rows import rules_for
 from tests import torch_runs
-from tests.helpers import EXAMPLES, ROOT
+from tests.helpers import EXAMPLES
 from tests.torch_runs import (
     AFTER,
     BEFORE,
@@ -273,9 +272,9 @@ def test_a_parameter_without_a_state_has_taken_no_step():
 def test_the_state_is_what_the_optimizer_would_have_recorded():
     """Against a run of our own: its state, to torch and back, is itself."""
     for tx in (
-        adamx.radam(0.1),
-        adamx.adamw(0.1, b2=0.99),
-        adamx.amsgrad(0.1, maximum_of="nu"),
+        adamx.radam(0.1, eps=1e-2),
+        adamx.nadam(0.1, momentum_decay=4e-3),
+        adamx.amsgrad(0.1, b2=0.99, maximum_of="nu"),
     ):
         state, params = tx.init(DENSE), jax.tree.map(jnp.ones_like, DENSE)
         for _ in range(9):
@@ -285,7 +284,7 @@ def test_the_state_is_what_the_optimizer_would_have_recorded():
         again = to_flat(from_torch(saved, params))
         for key, x in to_flat(state).items():
             # eps of RAdam: a constant here, beside the uncorrected root there
-            np.testing.assert_allclose(again[key], x, rtol=2e-6, atol=1e-9, err_msg=key)
+            np.testing.assert_allclose(again[key], x, rtol=2e-6, atol=1e-7, err_msg=key)
 
 
 def test_names_come_from_the_state_dict_where_it_has_them():
@@ -330,7 +329,10 @@ def test_what_torch_does_not_train_is_frozen_on_request():
 
 def test_nothing_shares_the_memory_of_torch():
     """PyTorch writes into its tensors; JAX keeps NumPy's memory where it can."""
-    x = np.arange(4096, dtype=np.float32).reshape(64, 64)
+    room = np.zeros(4096 + 16, np.float32)  # JAX keeps memory that is aligned
+    start = -room.ctypes.data % 64 // 4
+    x = room[start : start + 4096].reshape(64, 64)
+    x[:] = np.arange(4096).reshape(64, 64)
     saved = adam_state(1)
     saved["state"][0] |= {"exp_avg": x, "exp_avg_sq": x}
     like = {"table": {"embedding": jnp.zeros((64, 64))}}
@@ -474,15 +476,9 @@ def test_the_printed_code_makes_the_transformation():
             assert (x.shape, x.dtype) == (y.shape, y.dtype), label
 
 
-def test_the_example_says_what_it_needs(tmp_path):
-    (tmp_path / "torch.py").write_text("raise ImportError('hidden by the test')")
-    found = subprocess.run(
-        [sys.executable, EXAMPLES / "from_torch.py"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert found.returncode == 1
-    assert "pip install 'adamx[examples,torch]'" in found.stderr
-    assert "Traceback" not in found.stderr
+def test_the_example_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    with pytest.raises(SystemExit, match=r"pip install 'adamx\[examples,torch\]'"):
+        runpy.run_path(str(EXAMPLES / "from_torch.py"))
+    sys.modules.pop("_style")

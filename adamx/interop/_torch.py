@@ -59,7 +59,7 @@ def from_torch(
         `model.named_parameters()`), a list of lists by group, or the model's
         state_dict() for one group. None: those in the state_dict, where it has them.
       optimizer: the class, "AdamW", where the state_dict does not tell: Adam or AdamW
-        with a decay before PyTorch 2.6; RAdam or Adamax before a step; bitsandbytes.
+        with a decay of older versions; RAdam or Adamax before a step; bitsandbytes.
       learning_rate: a number or schedule in the place of torch's present one, or a list
         by group; a schedule goes on at the step that is reached.
       untrained: "error" where a parameter here has no counterpart; or "freeze".

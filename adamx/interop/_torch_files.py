@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 from rich.box import Box
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
@@ -236,7 +237,8 @@ def _tree_of(model: Mapping[str, Any] | None, name_map: NameMap) -> PyTree:
         node = tree
         for head in heads:
             node = node.setdefault(head, {})
-        node[last] = placed.forth(as_numpy(model[name]))
+        x = placed.forth(as_numpy(model[name]))
+        node[last] = x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
     return tree
 
 

@@ -4,8 +4,8 @@
      "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), ..., "params": [0, 1]}, ...]}
 
 Parameters have numbers, which count through the groups. Their names are in
-`param_names` of the groups where the optimizer was made of named parameters (PyTorch
-2.6 and later); else they must be given.
+`param_names` of the groups where the optimizer was made of named parameters, as newer
+versions allow; else they must be given.
 
 States of bitsandbytes are decoded: value = qmap[code] * absmax of the code's block, of
 256 or 2048 elements in the order of the memory.
@@ -169,8 +169,8 @@ def _names(groups: Sequence[Mapping[str, Any]], names: Any) -> list[list[str]]:
             "`names` must be given: this state_dict knows its parameters by number "
             "only. In PyTorch: names=[name for name, _ in model.named_parameters()] "
             "for one group, a list for each of several, in the order in which the "
-            "optimizer got them; or the model's state_dict() for one group. (PyTorch "
-            "2.6 and later keeps them of AdamW(model.named_parameters()).)"
+            "optimizer got them; or the model's state_dict() for one group. (Newer "
+            "PyTorch keeps them of AdamW(model.named_parameters()).)"
         )
     if isinstance(names, Mapping):
         names = _of_model(names, sizes)

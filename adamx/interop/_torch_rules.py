@@ -9,7 +9,7 @@ What differs from the same name here, by class:
     RMSprop                  eps outside the root; the rate behind the momentum
     SGD(dampening)           the gradient times 1 - dampening, except the first
 
-Source: the code of `torch.optim`, versions 2.4 to 2.13; bitsandbytes 0.40 to 0.50.
+Source: the code of `torch.optim`, version 2.13, and of bitsandbytes, version 0.50.
 """
 
 import dataclasses
