@@ -331,11 +331,11 @@ BACK = {
 def test_to_torch(name):
     tx, message = BACK[name]
     with pytest.raises(ValueError, match=message):
-        to_torch(state_of(tx), PARAMS, names=NAMES, as_numpy=True)
+        to_torch(tx.init(PARAMS), PARAMS, names=NAMES, as_numpy=True)
 
 
 def test_to_torch_needs_names():
-    state = state_of(adamx.adam(0.1))
+    state = adamx.adam(0.1).init(PARAMS)
     with pytest.raises(ValueError, match=r"`names` must be given: .*in the order"):
         to_torch(state, PARAMS, as_numpy=True)
     with pytest.raises(ValueError, match=r"missing: 'dense/bias'"):
@@ -348,8 +348,8 @@ def test_to_torch_needs_names():
 def test_to_torch_of_unlike_groups_in_one():
     tx = adamx.groups([("bias", adamx.adam(0.1))], default=adamx.adam(0.2))
     with pytest.raises(ValueError, match=r"unlike ones in group 0: Adam .*Give a list"):
-        to_torch(state_of(tx), PARAMS, names=[NAMES], as_numpy=True)
-    found = to_torch(state_of(tx), PARAMS, names=NAMES, as_numpy=True)
+        to_torch(tx.init(PARAMS), PARAMS, names=[NAMES], as_numpy=True)
+    found = to_torch(tx.init(PARAMS), PARAMS, names=NAMES, as_numpy=True)
     assert [g["lr"] for g in found["param_groups"]] == [0.2, 0.1]
 
 

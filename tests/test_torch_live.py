@@ -135,3 +135,14 @@ def test_example(tmp_path):
     }
     np.testing.assert_allclose(rows["Flax"][:4], rows["PyTorch"], atol=2e-5)
     assert rows["Flax"][4] < 0.05 < 5 < rows["fresh state"][4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_safetensors(dtype, tmp_path):
+    files = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
+    path = tmp_path / "weights.safetensors"
+    x = torch.arange(6.0).reshape(2, 3).to(dtype)
+    files.save_file({"dense.weight": x}, path)
+    found = convert_torch(load_torch(path), name_map={"weight": "kernel"})
+    assert str(found.params["dense"]["kernel"].dtype) == str(dtype).split(".")[1]
+    assert found.params["dense"]["kernel"].tolist() == [[0, 3], [1, 4], [2, 5]]
