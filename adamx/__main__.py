@@ -1,4 +1,4 @@
-"""The `adamx` command: `python -m adamx optimizers`, `recipes`, `report`, `plan`."""
+"""The `adamx` command: `optimizers`, `recipes`, `report`, `plan`, `convert`."""
 
 import argparse
 import os
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="print the report; writes a page only with --out",
     )
     _add_plan(commands)
+    _add_convert(commands)
     options, status = parser.parse_args(arguments), 0
     try:
         if options.command == "recipes":
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _report(options)
         elif options.command == "plan":
             status = _plan(options)
+        elif options.command == "convert":
+            status = _convert(options)
         elif options.markdown:
             print(catalogue.markdown())
         else:
@@ -128,6 +131,83 @@ def _plan(options: argparse.Namespace) -> int:
         return 2
     print(table if len(table.plans) > 1 else table.plans[0])
     return 0
+
+
+def _add_convert(commands: Any) -> None:
+    converter = commands.add_parser(
+        "convert", help="a checkpoint of PyTorch as one of ours, and what went where"
+    )
+    converter.add_argument(
+        "checkpoint", metavar="CHECKPOINT.pt", help="or weights in .safetensors"
+    )
+    converter.add_argument("out", metavar="OUT/", help="folder of checkpoints")
+    converter.add_argument(
+        "--map",
+        metavar="MAP.json",
+        help='{"regex": "replacement"}: {"^fc": "dense", "weight$": "kernel"}; '
+        "[replacement, [1, 0]] with axes; null leaves out",
+    )
+    converter.add_argument(
+        "--names",
+        metavar="NAMES.json",
+        help="the optimizer's parameters in its order, one list for each group",
+    )
+    converter.add_argument(
+        "--shapes",
+        metavar="FILE.json",
+        help='the tree to fit: {"dense": {"kernel": [8, 4]}}; default: of the names',
+    )
+    converter.add_argument("--optimizer", help="the class, where the file does not say")
+    converter.add_argument("--freeze", action="store_true", help="what is not trained")
+    converter.add_argument("--step", type=int, help="steps taken, for SGD")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    """2 where nothing was written, with the reason on stderr."""
+    import jax
+
+    from adamx import interop
+
+    if not jax.config.jax_platforms:  # type: ignore[attr-defined]
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        run = interop.convert_torch(
+            interop.load_torch(options.checkpoint),
+            None if options.shapes is None else _shapes(_json(options.shapes)),
+            None if options.map is None else _json(options.map),
+            names=None if options.names is None else _json(options.names),
+            optimizer=options.optimizer,
+            untrained="freeze" if options.freeze else "error",
+            step=options.step,
+        )
+        tree = {} if run.params is None else {"params": run.params}
+        if run.tx is not None:
+            tree["state"] = interop.to_flat(run.state)
+        folder = interop.save(options.out, run.step, tree)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(run)
+    print(f"{folder}: {', '.join(tree)}")
+    return 0
+
+
+def _json(path: str) -> Any:
+    import json
+
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"'{path}' must be JSON: {error}.") from None
+
+
+def _shapes(tree: Any) -> Any:
+    """Nested dicts of lists of ints as float32 shapes."""
+    import jax
+
+    if isinstance(tree, dict):
+        return {name: _shapes(child) for name, child in tree.items()}
+    return jax.ShapeDtypeStruct(tuple(tree), "float32")
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
