@@ -1,26 +1,23 @@
 """Eight simulated devices, and JAX's compilation cache shared by all workers.
 
-Most of the time goes into compiling: LLVM leaves out its expensive passes here, which
-saves an eighth of it. ADAMX_TEST_COMPILE=full compiles as users do; the exhaustive runs
-are made so (CONTRIBUTING.md).
+How the tests compile, and why: `tests/compiling.py`.
 """
 
 import gc
 import os
 import pathlib
+import sys
 import tempfile
 
+from tests import compiling
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-flags = os.environ.get("XLA_FLAGS", "")
-if os.environ.get("ADAMX_TEST_COMPILE") != "full":
-    flags = os.environ["XLA_FLAGS"] = (
-        f"{flags} --xla_llvm_disable_expensive_passes=true"
-    )
+flags = os.environ["XLA_FLAGS"] = compiling.flags()
 if "host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 cache = os.environ.get(
     "ADAMX_TEST_CACHE", str(pathlib.Path(tempfile.gettempdir()) / "adamx-test-cache")
@@ -35,3 +32,20 @@ def forgets_what_it_compiled():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def compiled_as_users(monkeypatch):
+    """What tests hand to `jax.jit` is compiled as users do (`as_users`).
+
+    Not what the library does: inside another program it may not say how.
+    """
+    jit = jax.jit
+
+    def as_users(*args, **kwargs):
+        caller = sys._getframe(1).f_globals["__name__"]
+        if caller.startswith("tests."):
+            kwargs = {"compiler_options": compiling.AS_USERS} | kwargs
+        return jit(*args, **kwargs)
+
+    monkeypatch.setattr(jax, "jit", as_users)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.compiling import AS_USERS, flags
+
 # Bytes of temporaries of a clipped step, over the bytes of the parameters. XLA of jax
 # 0.6 writes the squared gradient to memory before it sums; that of 0.10 does not.
 IS_OLD_XLA = tuple(map(int, jax.__version__.split(".")[:2])) < (0, 10)
@@ -21,14 +23,15 @@ TEMPORARIES = 1.02 if IS_OLD_XLA else 0.02
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-# Compiling takes most of an example's quick run: without LLVM's optimisation, less.
-FAST_COMPILE = "--xla_backend_optimization_level=0"
 
 
 def run_quickly(example: str, out: pathlib.Path) -> str:
     """What an example prints with --quick, run as a user runs it, from the root."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}"
-    settings = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "XLA_FLAGS": flags}
+    settings = {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUTF8": "1",
+        "XLA_FLAGS": flags(quickly=True),
+    }
     run = subprocess.run(
         [sys.executable, EXAMPLES / example, "--quick", "--out", out],
         cwd=ROOT,
@@ -56,7 +59,7 @@ def enable_x64() -> Iterator[None]:
 def run_updates(
     tx: Any, gradients: Any, params: Any, *hyperparameters: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All updates of a run, and the parameters before each step.
+    """All updates of a run compiled as users do, and the parameters before each step.
 
     `tx` may be a function of traced hyperparameters that makes the transformation.
     """
@@ -71,7 +74,7 @@ def run_updates(
 
         return jax.lax.scan(step, (params, made.init(params)), gradients)[1]
 
-    updates, trajectory = jax.jit(run)(
+    updates, trajectory = jax.jit(run, compiler_options=AS_USERS)(
         jnp.asarray(gradients), jnp.asarray(params), *hyperparameters
     )
     return np.asarray(updates), np.asarray(trajectory)

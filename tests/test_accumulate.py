@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
+from tests.compiling import as_users
 from tests.helpers import enable_x64
 from tests.test_contract import assert_close, make_params, random_like, signature
 from tests.test_guard import both_ways, step_of
@@ -331,6 +332,7 @@ def test_trees_without_elements(params):
     assert int(state.micro_step) == 1
 
 
+@as_users
 def test_eight_devices_and_donation():
     mesh = Mesh(np.array(jax.devices()), ("data",))
     params = random_like({"w": jnp.zeros((64, 24)), "b": jnp.zeros(24)}, 0)

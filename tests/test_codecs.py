@@ -13,6 +13,7 @@ import adamx
 from adamx import codecs, moments
 from adamx.moments import _codes, _layout
 from tests import reference_codecs as reference
+from tests.compiling import AS_USERS
 from tests.helpers import IS_OLD_XLA
 from tests.helpers_codecs import CODECS, LAYOUTS, make, state_bytes, stored
 
@@ -410,7 +411,7 @@ def test_no_float32_copy_of_the_moments_lives_across_leaves(layout):
 
     donated = jax.jit(step, donate_argnums=(0, 1))
     state = tx.init(params)
-    compiled = donated.lower(params, state, params).compile()
+    compiled = donated.lower(params, state, params).compile(AS_USERS)
     size = sum(p.nbytes for p in params.values())
     # The 8-bit codes are a quarter of them each; a copy of a moment would be all.
     assert compiled.memory_analysis().temp_size_in_bytes <= 0.8 * size

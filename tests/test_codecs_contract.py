@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
 from adamx import codecs
+from tests.compiling import as_users
 from tests.helpers import enable_x64
 from tests.helpers_codecs import CODECS, make
 from tests.optimizers_table import LR, NAMES
@@ -259,6 +260,7 @@ def test_wrappers_of_optax(row, label):
 
 
 @by_case(("e5m2", "bfloat16", *FEW))
+@as_users
 def test_a_restored_checkpoint_continues_bitwise(row, label):
     params, tx = one_matrix(), transformation(row, label)
     params, state = steps(tx, params)
@@ -286,6 +288,7 @@ PLACES = [
 
 @pytest.mark.parametrize(("layout", "block"), PLACES)
 @by_case(("int8-stochastic",))
+@as_users
 def test_eight_devices_equal_one(row, label, layout, block):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     assert mesh.size == 8

@@ -19,6 +19,7 @@ from adamx.diagnostics._probe import RANGES, SINGLE
 from adamx.diagnostics._sampling import sample
 from adamx.diagnostics._sources import sources
 from adamx.moments import _layout
+from tests.compiling import AS_USERS, as_users
 from tests.helpers import TEMPORARIES
 
 QS = (10, 50, 90)
@@ -419,7 +420,7 @@ def test_fused_equals_the_protocol_and_needs_no_temporaries():
     compiled = (
         jax.jit(donated, donate_argnums=(0, 1))
         .lower(large, jax.eval_shape(tx.init, large), large)
-        .compile()
+        .compile(AS_USERS)
     )
     size = sum(4 * x.size for x in jax.tree.leaves(large))
     assert compiled.memory_analysis().temp_size_in_bytes <= TEMPORARIES * size
@@ -476,6 +477,7 @@ def test_nan_and_inf_are_counted_in_their_layer():
         assert adamx.read(state).scalars()["nonfinite/(root)"] == is_bad
 
 
+@as_users
 def test_eight_devices_give_the_numbers_of_one_and_gather_nothing():
     mesh = Mesh(np.array(jax.devices()), ("data",))
     shapes = {"w": (256, 512), "b": (512,)}

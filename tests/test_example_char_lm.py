@@ -17,7 +17,8 @@ import pytest
 
 import adamx
 from adamx.interop import restore, steps
-from tests.helpers import EXAMPLES, FAST_COMPILE, ROOT
+from tests.compiling import flags
+from tests.helpers import EXAMPLES, ROOT
 
 # Two steps to be skipped: one before the kill, one in the run that goes on.
 COMMAND = [sys.executable, EXAMPLES / "char_lm.py", "--quick", "--resume"]
@@ -28,12 +29,11 @@ RUN, STEPS, EVERY = "char_lm_1x16_40", 40, 10
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """Starts the example; what it compiles is kept for the next start."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}"
     settings = {
         "PYTHONPATH": str(ROOT),
         "PYTHONUTF8": "1",
         "PYTHONUNBUFFERED": "1",
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": flags(quickly=True),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

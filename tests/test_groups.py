@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
+from tests.compiling import AS_USERS, as_users
 from tests.helpers import TEMPORARIES, enable_x64
 from tests.test_contract import random_like, signature
 from tests.test_loss_scaling import assert_same_bits
@@ -423,6 +424,7 @@ def test_checkpoints_of_flax():
     assert_same_bits(update(g, restored, params), update(g, state, params))
 
 
+@as_users
 def test_eight_devices():
     mesh = Mesh(np.array(jax.devices()[:8]), ("x",))
     params, tx = make_params(), make_groups()
@@ -474,7 +476,7 @@ def compiled(tx):
         return adamx.apply_updates(params, updates), state
 
     jitted = jax.jit(step, donate_argnums=(0, 1))
-    return jitted.lower(params, tx.init(params), params).compile()
+    return jitted.lower(params, tx.init(params), params).compile(AS_USERS)
 
 
 def count(program, operation):

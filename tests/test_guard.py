@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
+from tests.compiling import as_users
 from tests.helpers import enable_x64
 from tests.reference_guard import decisions
 from tests.test_contract import assert_close, make_params, random_like, signature
@@ -429,6 +430,7 @@ def test_options_may_be_traced_and_nothing_goes_to_the_host():
     assert "callback" not in text
 
 
+@as_users
 def test_eight_devices_equal_one():
     mesh = Mesh(np.array(jax.devices()), ("data",))
     params = random_like({"w": jnp.zeros((64, 24)), "b": jnp.zeros(24)}, 0)

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
+from tests.compiling import AS_USERS, as_users
 from tests.helpers import enable_x64
 from tests.optimizers_table import LR, NAMES
 from tests.reference_loss_scaling import scales
@@ -455,6 +456,7 @@ def test_scan_and_vmap_equal_the_loop(row):
 
 
 @by_name
+@as_users
 def test_eight_devices_equal_one(row):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     params = random_like({"w": jnp.zeros((64, 24)), "b": jnp.zeros(24)}, 0)
@@ -498,9 +500,9 @@ def test_donation_and_temporaries():
     gradients = random_like(params, 1)
     want = jax.jit(step)(params, state, gradients)
     donated = jax.jit(step, donate_argnums=(0, 1))
-    analysis = donated.lower(params, state, gradients).compile().memory_analysis()
+    donated = donated.lower(params, state, gradients).compile(AS_USERS)
     size = sum(p.nbytes for p in jax.tree.leaves(params))
-    assert analysis.temp_size_in_bytes <= 1.03 * size
+    assert donated.memory_analysis().temp_size_in_bytes <= 1.03 * size
     got = donated(params, state, gradients)
     assert params["a"].is_deleted()
     assert_close(got, want)

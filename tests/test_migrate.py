@@ -15,6 +15,7 @@ import adamx
 from adamx import codecs
 from adamx.interop import migrate, to_flat
 from tests import wrapper_pairs as wp
+from tests.compiling import as_users
 
 PARAMS = wp.make_params(jnp.float32)
 RATE = optax.linear_schedule(1e-2, 1e-3, 40)
@@ -92,6 +93,7 @@ def test_a_wrapper_that_is_removed_is_dropped(name):
     wp.assert_close(got, want, 1e-6, name)
 
 
+@as_users
 def test_the_same_chain_is_kept_to_the_bit():
     for names in (("guard", "groups"), ("stages",), ("with_hyperparams",)):
         tx = wp.make(*names)

@@ -8,6 +8,7 @@ import pytest
 
 import adamx
 from tests import reference_mixed as reference
+from tests.compiling import AS_USERS
 from tests.helpers import TEMPORARIES, run_updates
 
 # ----------------------------------------------------------------- NAdam's warming
@@ -152,7 +153,7 @@ def test_adopt_without_nesterov_needs_no_temporaries(use_clipping):
         return adamx.apply_updates(params, updates), state
 
     donated = jax.jit(step, donate_argnums=(0, 1))
-    compiled = donated.lower(params, tx.init(params), params).compile()
+    compiled = donated.lower(params, tx.init(params), params).compile(AS_USERS)
     used = compiled.memory_analysis().temp_size_in_bytes
     assert used <= TEMPORARIES * params["a"].nbytes
 

@@ -27,6 +27,7 @@ from adamx.sharding import (
     state_shardings,
 )
 from adamx.sharding._collectives import Collective
+from tests.compiling import AS_USERS
 
 RATE = 1e-3
 GRID = {"data": 4, "model": 2}
@@ -79,7 +80,7 @@ def run(tx, dtype, zero1):
     def step(params, state, grads):
         return adamx.fused(tx).step(grads, state, params)
 
-    compiled = step.lower(params, state, grads).compile()
+    compiled = step.lower(params, state, grads).compile(AS_USERS)
     params, state = compiled(params, state, grads)
     sizes = compiled.memory_analysis()
     copies = max(0, sizes.output_size_in_bytes - sizes.alias_size_in_bytes)

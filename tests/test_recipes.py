@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
 from adamx import __main__, catalogue, recipes, schedules
+from tests.compiling import as_users
 
 TOTAL = 40
 MASK = adamx.decay_mask()
@@ -340,6 +341,7 @@ def test_16_bit_parameters(label):
 
 
 @by_few
+@as_users
 def test_eight_devices(label):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     axes = lambda p: PartitionSpec("data") if p.ndim > 1 else PartitionSpec()  # noqa: E731

@@ -13,6 +13,7 @@ from adamx import codecs
 from adamx.moments._layout import LAYOUTS
 from adamx.moments._order import LARGE, one_of
 from adamx.sharding import state_shardings
+from tests.compiling import as_users
 
 needs_explicit = pytest.mark.skipif(
     not hasattr(jax, "set_mesh"), reason="no explicit axes before 0.7"
@@ -68,6 +69,7 @@ ROWS = [
 
 @needs_explicit
 @pytest.mark.parametrize(("label", "txs", "spec", "zero1"), ROWS)
+@as_users
 def test_large_leaves_on_explicit_axes(label, txs, spec, zero1):
     assert np.prod(SHAPE) >= LARGE
     mesh = mesh_of("Explicit")

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 import adamx
 from adamx import codecs
 from adamx.sharding import state_shardings
+from tests.compiling import as_users
 
 RATE = 1e-2
 SHAPES = {"a": {"w": (64, 24), "v": (16, 64)}, "b": (32,), "odd": (7, 3)}
@@ -195,6 +196,7 @@ def case(programs, make, way):
 
 
 @by_case
+@as_users
 def test_one_gather_for_each_parameter_and_none_of_a_moment(
     make, way, is_elementwise, programs
 ):
@@ -203,6 +205,7 @@ def test_one_gather_for_each_parameter_and_none_of_a_moment(
 
 
 @by_case
+@as_users
 def test_values_are_those_of_one_device(make, way, is_elementwise, programs):
     tx, place, state, step = case(programs, make, way)
     one_step = jax.jit(way(tx))

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
 from tests import reference_sparse as reference
+from tests.compiling import as_users
 from tests.helpers import enable_x64, run_updates
 
 LR = 1e-2
@@ -188,6 +189,7 @@ def test_a_nan_is_a_gradient_and_stays_in_its_element():
 
 
 @pytest.mark.parametrize("per_row_count", [False, True])
+@as_users
 def test_eight_devices_equal_one(per_row_count):
     """Also where the axis is shared over which `touched` is decided."""
     mesh = Mesh(np.array(jax.devices()), ("data",))

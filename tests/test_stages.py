@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import adamx
 from adamx.compose._carry import carried
 from tests import reference_hand_over
+from tests.compiling import AS_USERS, as_users
 from tests.helpers import enable_x64
 from tests.test_contract import assert_close, make_params, random_like, signature
 from tests.test_loss_scaling import assert_same_bits
@@ -199,6 +200,7 @@ def test_adams_means_are_carried_in_their_units(way):
     assert counts == [4, 7, 10]
 
 
+@as_users
 def test_with_the_same_bs_adam_goes_on_to_the_bit():
     params = make_params()
     plan = [(adamx.adam(LR), 3), (adamx.adam(LR), None)]
@@ -420,7 +422,7 @@ def test_temporaries_of_a_donated_step(carry):
 
         state, gradients = tx.init(params), random_like(params, 1)
         donated = jax.jit(step, donate_argnums=(0, 1))
-        compiled = donated.lower(params, state, gradients).compile()
+        compiled = donated.lower(params, state, gradients).compile(AS_USERS)
         temporary = compiled.memory_analysis().temp_size_in_bytes
         assert temporary <= limit * size
         got = compiled(jax.tree.map(jnp.array, params), state, gradients)
@@ -484,6 +486,7 @@ def test_x64():
         assert signature(rows[-1][0]) == signature(params)
 
 
+@as_users
 def test_eight_devices_equal_one():
     mesh = Mesh(np.array(jax.devices()), ("data",))
     params = random_like({"w": jnp.zeros((64, 24)), "b": jnp.zeros(24)}, 0)

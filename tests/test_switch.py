@@ -8,6 +8,7 @@ import pytest
 
 import adamx
 from tests import reference_switch
+from tests.compiling import as_users
 
 B = {"b1": 0.8, "b2": 0.9}
 
@@ -90,6 +91,7 @@ def test_with_a_long_memory_the_mean_still_reaches_the_papers_tolerance():
     assert abs(int(states.switch_step[-1]) - step) < 0.15 * step
 
 
+@as_users
 def test_before_the_switch_it_is_adam_to_the_bit():
     gradients = np.random.default_rng(0).standard_normal((50, 64))
     params = jnp.asarray(np.random.default_rng(1).standard_normal(64), jnp.float32)
