@@ -28,8 +28,8 @@ def series(is_quick: bool) -> list[Series]:
     """16 leaves of growing size, and a growing number of leaves of 2,048."""
     if is_quick:
         return [
-            Series("parameters", "2 leaves", by_parameters([64, 128, 256], 2)),
-            Series("leaves", "leaves of 32", by_leaves([2, 4, 8], 32)),
+            Series("parameters", "2 leaves", by_parameters([64, 128], 2)),
+            Series("leaves", "leaves of 32", by_leaves([2, 4], 32)),
         ]
     sizes = by_parameters([2**n for n in range(20, 27)])
     counts = by_leaves([62, 125, 250, 500, 1000, 2000])

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -56,10 +57,8 @@ def versions() -> str:
     names = [f"jax {jax.__version__}", f"optax {optax.__version__}"]
     names.append(f"python {platform.python_version()}")
     try:
-        import torch
-
-        names.append(f"torch {torch.__version__}")
-    except ImportError:
+        names.append(f"torch {importlib.metadata.version('torch')}")
+    except importlib.metadata.PackageNotFoundError:
         names.append("torch not installed")
     return ", ".join([f"adamx {adamx.__version__}", *names])
 

@@ -177,9 +177,9 @@ def run_norm(name: str, shapes: Shapes, options: argparse.Namespace) -> None:
 
 def run_growth(subject: str, options: argparse.Namespace) -> list:
     """One optimizer's curves, as tables; returns the panels of the picture."""
+    warm_up(subject, [(2048,)])
     panels = []
     for chosen in _growth.series(options.quick):
-        warm_up(subject, next(iter(chosen.trees.values())))
         results = {
             size: steps(f"{chosen.key}{size}", shapes, subject, options)
             for size, shapes in chosen.trees.items()

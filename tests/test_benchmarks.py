@@ -368,19 +368,27 @@ def test_the_norm_is_timed(modules, run_step_time):
 def test_growth_is_timed_and_drawn(run_step_time, tmp_path):
     path = tmp_path / "growth.png"
     chosen = ["--subjects", "lion", "--contestants", "stream", "adamx"]
-    left_out = ["--skip", "leaves8:*:adamx"]
+    left_out = ["--skip", "leaves4:*:adamx"]
     rows = run_step_time("--growth", "--plot", str(path), *chosen, *left_out)
     assert len(rows) == 2 * 2 + 2  # no compiling of a bound
     row = rows["Lion, leaves of 32: a step, ms, by leaves", "adamx"]
-    assert row["4"] != "" == row["8"]
+    assert row["2"] != "" == row["4"]
     assert path.stat().st_size > 10_000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tree", ["one", "gpt2", "many", "many2000", "experts"])
-def test_every_subject_is_timed(modules, run_step_time, tree):
+def test_every_tree_is_timed(modules, run_step_time):
+    trees = modules["_trees"].TREES
+    assert set(trees) == set(modules["_trees"].QUICK_TREES)
+    choice = ["--subjects", "lion", "--contestants", "native"]
+    rows = run_step_time("--trees", *trees, *choice)
+    assert [where.split()[0] for where, _ in rows] == [x for x in trees for _ in "12"]
+
+
+@pytest.mark.slow
+def test_every_subject_is_timed(modules, run_step_time):
     subjects = modules["_subjects"].SUBJECTS
-    rows = run_step_time("--trees", tree, "--subjects", *subjects)
+    rows = run_step_time("--trees", "many", "--subjects", *subjects)
     names = [name for where, name in rows if not where.endswith("compiled")]
     for name in ("adamx", "adamx fused", "adamx native"):
         assert names.count(name) == len(subjects)
