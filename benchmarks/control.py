@@ -246,7 +246,7 @@ def table(entries: list[Entry], gradients: Any, rounds: int) -> list[list[str]]:
                 peer,
                 f"{ratio:.2f}",
                 f"{contestant.temporary:.3f}",
-                f"{contestant.trace_s + contestant.compile_s:.1f}",
+                f"{contestant.build_s:.1f}",
             ]
         )
         if name in ("adamw", "sum"):

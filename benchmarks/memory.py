@@ -278,7 +278,7 @@ def print_time(chosen: list[Row], shapes: list[tuple[int, ...]], rounds: int) ->
                 f"{1e3 * low:.1f}-{1e3 * high:.1f}",
                 f"{ratio:.2f}",
                 f"{other.temporary:.3f}",
-                f"{other.trace_s + other.compile_s:.1f}",
+                f"{other.build_s:.1f}",
             ]
         )
         del other  # before the next is made

@@ -1,264 +1,245 @@
-"""The time of one AdamW step, against Optax, PyTorch and the memory itself.
+"""The time of one optimizer step, against Optax, PyTorch and the memory itself.
 
 Question: how long does the tail of a training step take (update and apply, everything
-donated) for three trees of parameters, with and without clipping at norm 1.0:
+donated), and how long does it take to trace and compile? Of these trees of parameters:
 
-    one     one leaf of 64M elements
-    gpt2    GPT-2 small: 148 leaves, 124M parameters
-    many    500 leaves of 2,048
+    one         one leaf of 64M elements
+    gpt2        GPT-2 small: 148 leaves, 124M parameters
+    many        500 leaves of 2,048
+    many2000    2,000 leaves of 2,048
+    experts     a mixture of experts: 3,000 leaves, 43M elements, few of them large
 
-Contestants run in one process and alternate step by step, so that a slow moment of the
-machine hits all of them; medians over the rounds, and the median of the round-by-round
-ratio to Optax, are printed. `stream` is a bound, not an optimizer: NumPy multiplying in
-place as many bytes as AdamW must move (read p, m, v, g; write p, m, v), on as many
-threads as the machine has cores; where everything fits the caches, it is that of the
-caches. PyTorch takes part where it is installed (extra `torch`).
+Subjects: AdamW without and with clipping at norm 1.0, 8-bit AdamW, Lion, LAMB, and
+AdamW under `diagnose` between two measurements. Contestants:
 
-    python benchmarks/step_time.py [--trees one gpt2 many] [--rounds 30] [--markdown]
+    stream                      a bound: a loop in C over the bytes that must be moved
+    identity                    a bound: a donated program that returns its arguments
+    optax, adamx                update and apply_updates
+    fused, native               `adamx.fused`, with XLA's loops and with compiled C
+    torch_fused, torch_foreach  AdamW of PyTorch, where it is installed
+
+Contestants run in one process, in turns and each round in another order, so that a slow
+moment of the machine hits all of them. Medians over the rounds, and medians of the
+rounds' ratios. Where they do not fit into `--memory` together, they are measured in
+groups, each with all that others are compared with in it. "dispatch" is until the call
+returns. Tracing, lowering and compiling are measured once, in a warm process and with
+an empty cache of compiled C; the processor seconds of the C compiler, where a program
+is new in this run, are apart ("C") and in no other number. "temporaries" are over the
+bytes of the parameters; "calls" of compiled C are 0 where adamx fell back to XLA.
+
+    python benchmarks/step_time.py [--trees one gpt2 many] [--subjects adamw adamw_clip]
+        [--contestants ...] [--skip 'many2000:*clip:optax'] [--rounds 30] [--memory 10]
+    python benchmarks/step_time.py --norm [--trees ...]    the global norm alone
+    python benchmarks/step_time.py --growth [--plot growth.png]
 """
 
 import argparse
-import concurrent.futures
 import contextlib
-import dataclasses
-import importlib.util
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from typing import Any
+import fnmatch
+import math
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+import _growth
+import _norms
 import optax
+from _contestants import Build, Contestant, Result, compare, make_donated, measure
+from _machine import Seconds, device_name, empty_cache, heading, versions
+from _subjects import (
+    CONTESTANTS,
+    SUBJECTS,
+    by_protocol,
+    entries,
+    make_jax,
+    random_gradients,
+)
+from _tables import show
+from _trees import QUICK_TREES, TREES, Shapes, gpt2_shapes
 
 import adamx
 
-
-def gpt2_shapes(
-    width: int = 768, layers: int = 12, vocabulary: int = 50257, context: int = 1024
-) -> list[tuple[int, ...]]:
-    """The 148 parameter shapes of GPT-2 small, 124M elements; or of a smaller one."""
-    block = [
-        *((width,), (width,), (width, 3 * width), (3 * width,)),
-        *((width, width), (width,), (width,), (width,)),
-        *((width, 4 * width), (4 * width,), (4 * width, width), (width,)),
-    ]
-    ends = [(vocabulary, width), (context, width), (width,), (width,)]
-    return ends[:2] + block * layers + ends[2:]
-
-
-TORCH_KINDS = ("fused", "foreach")
-TREES: dict[str, Callable[[], list[tuple[int, ...]]]] = {
-    "one": lambda: [(64 * 2**20,)],
-    "gpt2": gpt2_shapes,
-    "many": lambda: [(2048,)] * 500,
-}
-
-
-@dataclasses.dataclass
-class Contestant:
-    """One way to make a step: `step` runs it once and waits for the result."""
-
-    name: str
-    step: Callable[[], None]
-    trace_s: float | None = None
-    compile_s: float | None = None
-    temporary: float | None = None  # bytes of temporaries / bytes of the parameters
-    times: list[float] = dataclasses.field(default_factory=list)
-
-
-def make_jax(name: str, library: Any, clip: bool, gradients: Any) -> Contestant:
-    """A jit-compiled, donated step of `library.adamw`."""
-    tx = library.adamw(1e-3)
-    if clip:
-        tx = optax.chain(library.clip_by_global_norm(1.0), tx)
-
-    def step(params: Any, state: Any, gradients: Any) -> Any:
-        updates, state = tx.update(gradients, state, params)
-        return library.apply_updates(params, updates), state
-
-    params = jax.tree.map(jnp.ones_like, gradients)
-    return make_donated(name, step, [params, tx.init(params)], gradients)
-
-
-def make_donated(
-    name: str, step: Callable[..., Any], carry: list[Any], gradients: Any
-) -> Contestant:
-    """`step(*carry, gradients) -> carry`, compiled, with all of `carry` donated."""
-    donated = tuple(range(len(carry)))
-    start = time.perf_counter()
-    lowered = jax.jit(step, donate_argnums=donated).lower(*carry, gradients)
-    middle = time.perf_counter()
-    compiled = lowered.compile()
-    end = time.perf_counter()
-
-    def run() -> None:
-        carry[:] = compiled(*carry, gradients)
-        jax.block_until_ready(carry)
-
-    size = sum(p.nbytes for p in jax.tree.leaves(gradients))
-    analysis = compiled.memory_analysis()
-    temporary = getattr(analysis, "temp_size_in_bytes", float("nan")) / size
-    return Contestant(name, run, middle - start, end - middle, temporary)
-
-
-def make_torch(kind: str, clip: bool, gradients: Any) -> Contestant:
-    """torch.optim.AdamW, `fused` or `foreach`."""
-    import torch
-
-    params = [torch.nn.Parameter(torch.ones(g.shape)) for g in gradients]
-    for p, g in zip(params, gradients, strict=True):
-        p.grad = torch.from_numpy(np.array(g))
-    optimizer = torch.optim.AdamW(params, lr=1e-3, weight_decay=1e-4, **{kind: True})
-
-    def run() -> None:
-        if clip:
-            # Scales p.grad in place: later rounds find a norm below 1 and scale by 1.
-            torch.nn.utils.clip_grad_norm_(params, 1.0, foreach=True)
-        optimizer.step()
-
-    return Contestant(f"torch {kind}", run)
-
-
-def make_stream(elements: int) -> Contestant:
-    """NumPy moving the bytes of AdamW in place: 7 float32 accesses per element."""
-    threads = os.cpu_count() or 1
-    stream = np.ones(elements * 7 // 2, np.float32)  # each is read and written: 3.5
-    chunks, one = np.array_split(stream, threads), np.float32(1)
-    pool = concurrent.futures.ThreadPoolExecutor(threads)
-
-    def run() -> None:
-        list(pool.map(lambda chunk: np.multiply(chunk, one, out=chunk), chunks))
-
-    return Contestant("stream (bound)", run)
-
-
-def measure(contestants: list[Contestant], rounds: int, warm_up: int = 3) -> None:
-    """Times all contestants in turn, round by round; the first rounds do not count.
-
-    Each round begins with another one: nobody always runs behind the same neighbour.
-    """
-    for turn in range(warm_up + rounds):
-        first = turn % len(contestants)
-        for contestant in contestants[first:] + contestants[:first]:
-            start = time.perf_counter()
-            contestant.step()
-            if turn >= warm_up:
-                contestant.times.append(time.perf_counter() - start)
-
-
-def table(contestants: list[Contestant]) -> list[list[str]]:
-    """One row per contestant: times, ratio to Optax, compilation, memory."""
-    base = next(c for c in contestants if c.name == "optax")
-    rows = []
-    for c in contestants:
-        ratio = statistics.median(
-            a / b for a, b in zip(c.times, base.times, strict=True)
-        )
-        low, middle, high = statistics.quantiles(c.times, n=4)
-        rows.append(
-            [
-                c.name,
-                f"{1e3 * middle:.1f}",
-                f"{1e3 * low:.1f}-{1e3 * high:.1f}",
-                f"{ratio:.2f}",
-                "" if c.trace_s is None else f"{c.trace_s:.2f}",
-                "" if c.compile_s is None else f"{c.compile_s:.2f}",
-                "" if c.temporary is None else f"{c.temporary:.3f}",
-            ]
-        )
-    return rows
-
-
-HEADER = [
-    "",
-    "median ms",
-    "quartiles",
-    "ratio",
-    "trace s",
-    "compile s",
-    "temporaries",
+# What other benchmarks import from here.
+__all__ = [
+    "Contestant",
+    "device_name",
+    "gpt2_shapes",
+    "main",
+    "make_donated",
+    "measure",
+    "versions",
 ]
 
+DEFAULT_TREES = ("one", "gpt2", "many")
+DEFAULT_SUBJECTS = ("adamw", "adamw_clip")
+MANY_LEAVES = 400  # from here, what JAX takes for the arrays alone is a bound
+HELD = 4  # trees of the parameters' size that a contestant may hold
 
-def show(title: str, rows: list[list[str]], markdown: bool) -> None:
-    """Prints one table, as Markdown or with rich."""
-    if markdown:
-        print(f"\n**{title}**\n")
-        for row in [HEADER, ["---"] + ["---:"] * (len(HEADER) - 1), *rows]:
-            print("| " + " | ".join(row) + " |")
+
+def chosen_for(name: str, subject: str, options: argparse.Namespace, n: int) -> list:
+    """Names of contestants for a tree of n leaves."""
+    names = options.contestants
+    if names is None:
+        names = [x for x in CONTESTANTS if x != "identity" or n >= MANY_LEAVES]
+
+    def is_left_out(x: str) -> bool:
+        place = f"{name}:{subject}:{x}"
+        return any(fnmatch.fnmatch(place, pattern) for pattern in options.skip)
+
+    return [x for x in names if not is_left_out(x)]
+
+
+def warm_up(subject: str, shapes: Shapes) -> None:
+    """JAX's own first-use costs and each library's, on a leaf."""
+    gradients = random_gradients(shapes[-1:])
+    for library, make in ((optax, "theirs"), (adamx, "ours")):
+        tx = getattr(SUBJECTS[subject], make)()
+        make_jax("", tx, lambda tx, x=library: by_protocol(x, tx), gradients)
+
+
+def steps(
+    name: str, shapes: Shapes, subject: str, options: argparse.Namespace
+) -> list[Result]:
+    """All contestants in turns, for one tree and one optimizer."""
+    gradients = random_gradients(shapes)
+    names = chosen_for(name, subject, options, len(shapes))
+    made = entries(SUBJECTS[subject], gradients, names)
+    tree = sum(g.nbytes for g in gradients) / 2**30
+    references = sum(entry.is_reference for entry in made)
+    left = options.memory - tree * (1 + HELD * references)
+    return compare(made, options.rounds, max(1, int(left / (HELD * tree))))
+
+
+# -------------------------------------------------------------------------- the tables
+
+
+def described(shapes: Shapes) -> str:
+    count = sum(math.prod(shape) for shape in shapes)
+    return f"{len(shapes):,} leaves, {count / 1e6:.3g}M elements"
+
+
+def time_table(title: str, results: list[Result]) -> None:
+    if not results:  # nobody there for this subject
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    view = Table(title=title, title_justify="left")
-    for i, column in enumerate(HEADER):
-        view.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows:
-        view.add_row(*row)
-    Console(width=100).print(view)
-
-
-def device_name() -> str:
-    """What the numbers were measured on."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return f"{device.device_kind} ({device.platform})"
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
-        model = next(line for line in file if "model name" in line).split(":")[1]
-    return f"{model.strip()}, {os.cpu_count()} cores"
+    references, rows = list(results[0].ratios), []
+    for r in results:
+        low, middle, high = (1e3 * x for x in r.times)
+        dispatch = "" if r.dispatch is None else f"{1e3 * r.dispatch:.2f}"
+        cells = [f"{middle:.2f}", f"{low:.2f}-{high:.2f}", dispatch]
+        rows.append([r.name, *cells, *(f"{r.ratios[x]:.2f}" for x in references)])
+    head = ["", "median ms", "quartiles", "dispatch ms"]
+    show(title, head + [f"to {x}" for x in references], rows)
 
 
-def versions() -> str:
-    """The packages that took part, and Python, whose own texts `_tasks` trains on."""
-    names = [f"jax {jax.__version__}", f"optax {optax.__version__}"]
-    names.append(f"python {platform.python_version()}")
-    try:
-        import torch
-
-        names.append(f"torch {torch.__version__}")
-    except ImportError:
-        names.append("torch not installed")
-    return ", ".join([f"adamx {adamx.__version__}", *names])
+def build_table(title: str, results: list[Result], base: str) -> None:
+    """What was compiled, compared with the first whose name begins with `base`."""
+    built = [(r.name, r.build) for r in results if r.build is not None]
+    whole = next((b.wall for name, b in built if name.startswith(base)), None)
+    rows = [[name, *build_cells(b, whole)] for name, b in built]
+    head = ["", *(f"{x} s, wall / processor" for x in ("trace", "lower", "compile"))]
+    head += ["all s", f"to {base}", "C s", "calls", "temporaries"]
+    if rows:
+        show(title, head, rows)
 
 
-def run(tree: str, clip: bool, rounds: int, markdown: bool) -> None:
-    """One tree, with or without clipping: all contestants in turns."""
-    shapes = TREES[tree]()
-    rng = np.random.default_rng(0)
-    gradients = [
-        jnp.asarray(rng.standard_normal(shape, dtype=np.float32)) for shape in shapes
+def build_cells(build: Build, whole: float | None) -> list[str]:
+    def both(part: Seconds) -> str:
+        return f"{part.wall - part.children:.2f} / {part.processor:.2f}"
+
+    return [
+        *map(both, build[:3]),
+        f"{build.wall:.2f}",
+        "" if whole is None else f"{build.wall / whole:.2f}",
+        f"{build.children:.2f}",
+        f"{build.calls}",
+        # NaN where nothing is counted against the parameters.
+        f"{build.temporary:.3f}" if build.temporary == build.temporary else "",
     ]
-    make_jax("warm-up", optax, clip, gradients[-1:])  # JAX's own first-use costs
-    contestants = [
-        make_jax("adamx", adamx, clip, gradients),
-        make_jax("optax", optax, clip, gradients),
-    ]
-    if importlib.util.find_spec("torch"):
-        contestants += [make_torch(kind, clip, gradients) for kind in TORCH_KINDS]
-    elements = sum(g.size for g in gradients)
-    contestants.append(make_stream(elements))
-    measure(contestants, rounds)
-    title = f"{tree}: {len(shapes)} leaves, {elements / 1e6:.0f}M elements, " + (
-        "clipped at 1.0" if clip else "not clipped"
-    )
-    show(title, table(contestants), markdown)
 
 
-def main() -> None:
+# --------------------------------------------------------------------------- the parts
+
+
+def run(name: str, shapes: Shapes, subject: str, options: argparse.Namespace) -> None:
+    """One tree and one optimizer: both tables."""
+    warm_up(subject, shapes)
+    results = steps(name, shapes, subject, options)
+    title = f"{name} ({described(shapes)}), {SUBJECTS[subject].title}"
+    time_table(title, results)
+    build_table(f"{title}: compiled", results, "optax")
+
+
+def run_norm(name: str, shapes: Shapes, options: argparse.Namespace) -> None:
+    gradients = random_gradients(shapes)
+    names = chosen_for(name, "norm", options, len(shapes))
+    results = _norms.results(gradients, names, options.rounds)
+    title = f"{name} ({described(shapes)}), global norm"
+    time_table(title, results)
+    build_table(f"{title}: compiled", results, _norms.PER_LEAF)
+
+
+def run_growth(subject: str, options: argparse.Namespace) -> list:
+    """One optimizer's curves, as tables; returns the panels of the picture."""
+    warm_up(subject, [(2048,)])
+    panels = []
+    for chosen in _growth.series(options.quick):
+        results = {
+            size: steps(f"{chosen.key}{size}", shapes, subject, options)
+            for size, shapes in chosen.trees.items()
+        }
+        for quantity, (label, *_) in _growth.QUANTITIES.items():
+            drawn = _growth.curves(quantity, results)
+            title = f"{SUBJECTS[subject].title}, {chosen.title}"
+            _growth.table(chosen, drawn, f"{title}: {label}, by {chosen.key}")
+            panels.append((title, chosen.key, quantity, drawn))
+    return panels
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trees", nargs="+", choices=list(TREES), default=list(TREES))
+    choices, subjects, names = list(TREES), list(SUBJECTS), list(CONTESTANTS)
+    parser.add_argument("--trees", nargs="+", choices=choices, default=DEFAULT_TREES)
+    parser.add_argument(
+        "--subjects", nargs="+", choices=subjects, default=DEFAULT_SUBJECTS
+    )
+    parser.add_argument("--contestants", nargs="+", choices=names)
+    parser.add_argument(
+        "--skip",
+        nargs="+",
+        default=(),
+        metavar="TREE:SUBJECT:CONTESTANT",
+        help="patterns; Optax takes minutes to compile 'many2000:*clip:optax'. The "
+        "subject of --norm is norm; trees of --growth are parameters<n>, leaves<n>",
+    )
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--markdown", action="store_true")
-    options = parser.parse_args()
-    print(f"{device_name()}; {versions()}; float32, {options.rounds} rounds in turns")
-    for tree in options.trees:
-        for clip in (False, True):
-            run(tree, clip, options.rounds, options.markdown)
+    parser.add_argument(
+        "--memory", type=float, default=10, help="GiB for a group of contestants (10)"
+    )
+    parser.add_argument("--norm", action="store_true", help="the global norm instead")
+    parser.add_argument("--growth", action="store_true", help="curves instead")
+    parser.add_argument("--plot", help="file for a picture of the curves")
+    parser.add_argument(
+        "--markdown", action="store_true", help="taken, and no longer of any effect"
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke test")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parsed(arguments)
+    if options.quick:
+        options.rounds = 2
+    trees = QUICK_TREES if options.quick else TREES
+    print(f"{heading()}, {options.rounds} rounds in turns")
+    with contextlib.nullcontext() if options.quick else empty_cache():
+        if options.norm:
+            for name in options.trees:
+                run_norm(name, trees[name](), options)
+        if options.growth or options.plot:
+            panels = [p for s in options.subjects for p in run_growth(s, options)]
+            if options.plot:
+                _growth.draw(panels, options.plot)
+        if not (options.norm or options.growth or options.plot):
+            for name in options.trees:
+                for subject in options.subjects:
+                    run(name, trees[name](), subject, options)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ MODULES = (
 )
 MODULES += ("paper_tables", "memory", "codes", "control", "diagnostics", "sweep")
 MODULES += ("sharding", "illnesses", "plan")
+MODULES += ("_trees", "_machine", "_contestants", "_bounds", "_subjects", "_norms")
+MODULES += ("_growth",)
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +228,184 @@ def test_codes_and_layouts_are_compared(modules, capsys):
     assert names.count(codes.MOVED) == 2
     error = {row[0]: float(row[2].split(" / ")[1]) for row in rows if "/" in row[2]}
     assert 0 < error["int8: rank1"] < error["4 bits: linear, sqrt"] < 0.2
+
+
+def test_the_trees_are_what_they_are_said_to_be(modules):
+    trees = {name: make() for name, make in modules["_trees"].TREES.items()}
+    sizes = {n: sorted(map(np.prod, shapes)) for n, shapes in trees.items()}
+    counts = {"one": 1, "gpt2": 148, "many": 500, "many2000": 2000, "experts": 3000}
+    assert {name: len(found) for name, found in sizes.items()} == counts
+    assert sum(sizes["gpt2"]) == 124_439_808
+    experts = np.unique(sizes["experts"], return_counts=True)
+    assert {int(size): int(n) for size, n in zip(*experts, strict=True)} == {
+        **{32: 28, 256: 142, 8192: 2688 + 28, 65_536: 112, 262_144: 1},
+        50257 * 256: 1,
+    }
+
+
+def test_groups_are_measured_with_all_references(modules):
+    contestants, calls = modules["_contestants"], []
+
+    def entry(name, is_reference):
+        def make():
+            calls.append(f"make {name}")
+            step, wait = (lambda: calls.append(name)), (lambda: calls.append("wait"))
+            return contestants.Contestant(name, step, None if is_reference else wait)
+
+        return contestants.Entry(make, is_reference)
+
+    names = {"a": False, "b": True, "c": False, "d": True, "e": False}
+    results = contestants.compare([entry(*x) for x in names.items()], 2, 2)
+    assert [r.name for r in results] == ["b", "d", "a", "c", "e"]
+    assert all(set(r.ratios) == {"b", "d"} for r in results)
+    assert results[0].ratios["b"] == results[1].ratios["d"] == 1.0
+    assert [r.dispatch is None for r in results] == [True, True, False, False, False]
+    rounds = 2 + 3  # with those to warm up, in each of two groups
+    assert [calls.count(x) for x in "abcde"] == [rounds, 2 * rounds] * 2 + [rounds]
+    assert calls.index("make e") > max(i for i, x in enumerate(calls) if x in "ac")
+    assert calls.count("wait") == 3 * rounds
+
+
+TIMES = {"one": [1.0, 2.0, 3.0, 6.0, 20.0], "other": [1.0, 1.0, 1.0, 2.0, 4.0]}
+
+
+def test_a_ratio_is_the_median_of_the_rounds(modules):
+    contestants = modules["_contestants"]
+    one, other = (contestants.Contestant(n, None, times=t) for n, t in TIMES.items())
+    found = contestants.result(one, [one, other])
+    assert found.ratios == {"one": 1.0, "other": 3.0}
+    assert found.times == (2.0, 3.0, 6.0)
+
+
+def test_a_bound_goes_over_all_elements(modules, monkeypatch):
+    bounds = modules["_bounds"]
+    loops = bounds.library()
+    if loops is None:
+        pytest.skip("there is no C compiler here")
+    x = np.arange(1000, dtype=np.float32)
+    assert loops.read(bounds.pointer(x), x.size) == x.sum()
+    p, m, v, g = (np.full(1003, k, np.float32) for k in range(1, 5))
+    bounds.in_threads(
+        lambda *pieces: loops.stream(*map(bounds.pointer, pieces), pieces[0].size),
+        *(p, m, v, g),
+    )()
+    np.testing.assert_allclose(m, 2.2, rtol=1e-6)
+    np.testing.assert_allclose(v, 3.013, rtol=1e-6)
+    np.testing.assert_allclose(p, 1 - 0.0022 * 3.013, rtol=1e-6)
+    assert bounds.make_stream(64).name == "stream, 7 accesses (C)"
+    monkeypatch.setattr(bounds, "library", lambda: None)
+    for made in (bounds.make_stream(64, 5), bounds.make_read(64)):
+        made.step()
+        assert made.name.endswith("(NumPy)")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    for made in (bounds.make_stream(64), bounds.make_read(64)):
+        made.step()
+        assert made.name.endswith("(XLA)")
+
+
+def test_exponents_are_of_the_larger_half(modules):
+    sizes = [1, 2, 4, 8, 16, 32]
+    values = [7.0, 7.0, 7.0] + [3 * n**1.5 for n in sizes[3:]]
+    assert modules["_growth"].exponent(sizes, values) == pytest.approx(1.5)
+    assert np.isnan(modules["_growth"].exponent([1], [2.0]))
+
+
+def table_rows(printed):
+    """By title and name: the cells of printed Markdown tables, by their heads."""
+    found, title, head = {}, "", []
+    for line in printed.splitlines():
+        if line.startswith("**"):
+            title, head = line.strip("*"), []
+        elif line.startswith("| "):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if head and not cells[0].startswith("---"):
+                found[title, cells[0]] = dict(zip(head, cells, strict=True))
+            head = head or cells
+    return found
+
+
+@pytest.fixture
+def run_step_time(modules, capsys, monkeypatch, tmp_path):
+    """The tables that step_time.py prints; what it compiles, it compiles anew."""
+    monkeypatch.setenv("ADAMX_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments):
+        modules["step_time"].main(["--quick", *arguments])
+        return table_rows(capsys.readouterr().out)
+
+    return run
+
+
+def test_steps_are_timed(modules, run_step_time):
+    names = ["stream", "identity", "optax", "torch_fused", "adamx", "native"]
+    choice = ["--trees", "many", "--subjects", "lion", "--contestants", *names]
+    rows = run_step_time(*choice, "--skip", "many:li*:adamx", "--memory", "0")
+    title = "many (4 leaves, 0.000128M elements), Lion"
+    kept = ["identity of p, state, g", "identity of p, g", "optax"]
+    kept += ["adamx native"]
+    timed = [name for where, name in rows if where == title]
+    assert [x for x in timed if not x.startswith("stream, 5 accesses")] == kept
+    assert rows[title, "optax"]["to optax"] == "1.00"
+    built = {name: cells for (where, name), cells in rows.items() if where != title}
+    assert list(built) == kept
+    assert built["optax"]["to optax"] == "1.00"
+    has_compiler = modules["_machine"].compiler() is not None
+    assert int(built["adamx native"]["calls"]) == has_compiler
+    assert (float(built["adamx native"]["C s"]) > 0) == has_compiler
+    assert (built["optax"]["calls"], built["optax"]["C s"]) == ("0", "0.00")
+
+
+def test_the_norm_is_timed(modules, run_step_time):
+    rows = run_step_time("--norm", "--trees", "many")
+    built = {
+        name: cells for (where, name), cells in rows.items() if "compiled" in where
+    }
+    assert list(built) == ["a sum for each leaf", "adamx", "adamx native"]
+    calls = modules["_machine"].compiler() is not None
+    assert [int(cells["calls"]) for cells in built.values()] == [0, 0, calls]
+
+
+def test_growth_is_timed_and_drawn(run_step_time, tmp_path):
+    path = tmp_path / "growth.png"
+    chosen = ["--subjects", "lion", "--contestants", "stream", "adamx"]
+    left_out = ["--skip", "leaves4:*:adamx"]
+    rows = run_step_time("--growth", "--plot", str(path), *chosen, *left_out)
+    assert len(rows) == 2 * 2 + 2  # no compiling of a bound
+    row = rows["Lion, leaves of 32: a step, ms, by leaves", "adamx"]
+    assert row["2"] != "" == row["4"]
+    assert path.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_every_tree_is_timed(modules, run_step_time):
+    trees = modules["_trees"].TREES
+    assert set(trees) == set(modules["_trees"].QUICK_TREES)
+    choice = ["--subjects", "lion", "--contestants", "native"]
+    rows = run_step_time("--trees", *trees, *choice)
+    assert [where.split()[0] for where, _ in rows] == [x for x in trees for _ in "12"]
+
+
+@pytest.mark.slow
+def test_every_subject_is_timed(modules, run_step_time):
+    subjects = modules["_subjects"].SUBJECTS
+    rows = run_step_time("--trees", "many", "--subjects", *subjects)
+    names = [name for where, name in rows if not where.endswith("compiled")]
+    for name in ("adamx", "adamx fused", "adamx native"):
+        assert names.count(name) == len(subjects)
+    assert sum(name.startswith("optax") for name in names) == len(subjects)
+    assert names.count("adamx native, float32") == 1
+
+
+def test_inputs_of_a_program_are_not_shared(modules):
+    """Nobody donates what others read."""
+    gradients = modules["_subjects"].random_gradients([(8,), (3, 2)])
+    subject = modules["_subjects"].SUBJECTS["lion"]
+    for entry in modules["_subjects"].entries(subject, gradients, ["identity"]):
+        made = entry.make()
+        made.step()
+        made.step()
+        made.wait()
+    assert not any(g.is_deleted() for g in gradients)
 
 
 CONTROL = {

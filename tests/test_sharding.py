@@ -288,14 +288,14 @@ def test_the_table_and_its_bytes():
 
 def test_zero1_of_gpt2_keeps_an_eighth():
     """Real buffers at 1/16 of the width; of the true shapes, what it would be."""
-    step_time = load_benchmark("step_time")
+    trees = load_benchmark("_trees")
     mesh = Mesh(np.array(jax.devices()), ("data",))
     tx, whole = adamx.adamw(1e-3), NamedSharding(mesh, P())
-    small = step_time.gpt2_shapes(48, 2, 1024, 64)
+    small = trees.gpt2_shapes(48, 2, 1024, 64)
     params = jax.device_put([jnp.ones(s) for s in small], whole)
     shardings = state_shardings(tx, params, whole, "data")
     state = jax.jit(tx.init, out_shardings=shardings)(params)
     held = describe_shardings(tx, params, whole, "data", state=state)
     assert held.fraction <= 0.13
-    true = [jax.ShapeDtypeStruct(s, jnp.float32) for s in step_time.gpt2_shapes()]
+    true = [jax.ShapeDtypeStruct(s, jnp.float32) for s in trees.gpt2_shapes()]
     assert describe_shardings(tx, true, whole, "data").fraction <= 0.13
