@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx import _checks, _tree
+from adamx import _checks, _tree, _varying
 from adamx._steps import step_of, with_step
 from adamx._types import (
     GradientTransformation,
@@ -146,7 +146,7 @@ def stages(
                 # Not the gradient: a parameter that all stages freeze depends on none.
                 return as_emitted(jax.tree.map(jnp.zeros_like, updates)), mine
 
-            return jax.lax.cond(is_mine, take, leave)
+            return _varying.cond(is_mine, take, leave)
 
         _tree.check_gradient(updates, params)
         return run(state, updates, choose)
