@@ -45,11 +45,11 @@ def test_loss_scaling_of_pieces_judges_as_one(way):
     g, p = gradient(), gradient()
     large = g | {"w": g["w"].at[5, 2].set(1e30)}  # its square overflows
     bad = g | {"w": g["w"].at[5, 2].set(jnp.inf)}
-    for g, is_good in ((g, True), (large, True), (bad, False)):
-        new, (scale, skipped) = step(g, p)
+    for given, is_good in ((g, True), (large, True), (bad, False)):
+        new, (scale, skipped) = step(given, p)
         assert (float(scale), int(skipped)) == ((4.0, 0) if is_good else (2.0, 1))
         for name in p:
-            want = p[name] - g[name] / 4 if is_good else p[name]
+            want = p[name] - given[name] / 4 if is_good else p[name]
             np.testing.assert_array_equal(new[name], want)
 
 
@@ -137,7 +137,7 @@ def state_specs(tx, params):
 
 @pytest.mark.parametrize("layout", ["rank1", "block", "tensor"])
 def test_a_scale_spans_the_piece_of_a_device(layout):
-    """Each piece is encoded by itself; the whole is a state of blocks, good anywhere."""
+    """Each piece is encoded by itself; the whole is a state of blocks."""
     tx = adamx.scale_by_lion(b2=0.5, mu_dtype=codecs.int8(layout, min_size=1))
     g, specs = signed(), {"w": P(*BOTH)}
     out = state_specs(tx, g)
@@ -185,7 +185,7 @@ def test_scales_of_whole_arrays_are_none_of_pieces():
 
 
 def test_pieces_have_probes_of_their_own():
-    """Hessian 2 everywhere: with the same signs for all pieces, 8 times the diagonal."""
+    """Hessian 2 everywhere: with the same signs on all, 8 times the diagonal."""
 
     def estimate(p, key):
         loss = lambda p: jax.lax.psum(jnp.sum(p), BOTH) ** 2  # noqa: E731

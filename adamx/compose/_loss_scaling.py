@@ -275,9 +275,7 @@ def loss_scaling(
         **extra_args: Any,
     ) -> tuple[PyTree, LossScalingState]:
         check(jax.eval_shape(grads), state, params)
-        is_good = scalars_if(
-            is_taken, lambda: _is_good(grads, state.scale, axis_name)
-        )
+        is_good = scalars_if(is_taken, lambda: _is_good(grads, state.scale, axis_name))
         new, held = inner_step(
             is_good,
             lambda: unscaled(grads(), state.scale),
