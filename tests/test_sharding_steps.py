@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 import adamx
 from adamx import codecs
 from adamx.sharding import state_shardings
+from adamx.sharding._collectives import collectives_of
 
 RATE = 1e-2
 SHAPES = {"a": {"w": (64, 24), "v": (16, 64)}, "b": (32,), "odd": (7, 3)}
@@ -299,6 +300,46 @@ def distance(params, others):
     trees = (jax.tree.leaves(params), jax.tree.leaves(others))
     a, b = (np.concatenate([np.float64(x).ravel() for x in tree]) for tree in trees)
     return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def check_pieces(text, shapes):
+    """Gradients are reduced, and each device takes its piece; parameters are gathered.
+
+    A reduce-scatter is both in one; XLA for CPUs has an all-reduce and a dynamic-slice.
+    """
+    found = {c.kind: c for c in collectives_of(text, 8)}
+    gathers = [c for c in collectives_of(text, 8) if c.kind == "all-gather"]
+    total = sum(4 * np.prod(shape) for shape in shapes)
+    assert sum(c.count for c in gathers) == len(shapes)
+    assert sum(c.bytes for c in gathers) == total * 7 / 8
+    assert found.keys() & {"all-reduce", "reduce-scatter"}
+    rows = re.findall(r" f32\[([\d,]+)\]\S* (?:dynamic-slice|reduce-scatter)\(", text)
+    taken = {np.prod(list(map(int, row.split(",")))) for row in rows}
+    assert taken >= {np.prod(shape) / 8 for shape in shapes}
+
+
+@pytest.mark.parametrize(
+    "label", ["clip", pytest.param("int8", marks=pytest.mark.slow)]
+)
+def test_a_whole_step_reduces_takes_its_pieces_and_gathers_once(label):
+    tx = dict((row[0], row[1]) for row in CASES)[label]()
+    params, mesh = model_params(), line()
+    place, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    shardings = state_shardings(tx, params, place, "data")
+    state = jax.eval_shape(tx.init, params)
+    batch = [jax.ShapeDtypeStruct((32, n), jnp.float32) for n in (16, 8)]
+
+    def step(params, state, batch):
+        return updating(tx)(params, state, jax.grad(model_loss)(params, batch))
+
+    def text(held):
+        ways = {"in_shardings": (place, held, rows), "out_shardings": (place, held)}
+        return jax.jit(step, **ways).lower(params, state, batch).compile().as_text()
+
+    shapes = [p.shape for p in jax.tree.leaves(params)]
+    check_pieces(text(shardings), shapes)
+    with pytest.raises(AssertionError):
+        check_pieces(text(jax.tree.map(lambda _: place, state)), shapes)
 
 
 MESHES = ["automatic"]
