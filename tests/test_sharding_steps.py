@@ -322,7 +322,7 @@ def check_pieces(text, shapes):
     "label", ["clip", pytest.param("int8", marks=pytest.mark.slow)]
 )
 def test_a_whole_step_reduces_takes_its_pieces_and_gathers_once(label):
-    tx = dict((row[0], row[1]) for row in CASES)[label]()
+    tx = {row[0]: row[1] for row in CASES}[label]()
     params, mesh = model_params(), line()
     place, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     shardings = state_shardings(tx, params, place, "data")
