@@ -153,6 +153,16 @@ def test_a_mesh_that_is_not_here():
     assert [(c.devices, c.count) for c in gathers] == [(8, 4)]
 
 
+def test_what_a_step_needs_beside_the_gradient():
+    """Sophia's step without its backward pass; a loss that is watched."""
+    extra = {"hessian_fn": lambda params, key: params, "value": 0.0}
+    txs = {"sophia": adamx.sophia_h(RATE), "lion": adamx.lion(RATE)}
+    txs["watched"] = optax.chain(txs["lion"], optax.contrib.reduce_on_plateau())
+    sophia, lion, watched = plans(txs, SHAPES, GRID, extra_args=extra).plans
+    assert abs(sophia.state - 2 * lion.state) < 200
+    assert 0 < watched.state - lion.state < 200
+
+
 def test_nothing_is_allocated():
     before = len(jax.live_arrays())
     found = plan(adamx.sgd(RATE), {"w": (2**22, 2**20)}, {"data": 8})
