@@ -156,11 +156,11 @@ def test_a_mesh_that_is_not_here():
 def test_what_a_step_needs_beside_the_gradient():
     """Sophia's step without its backward pass; a loss that is watched."""
     extra = {"hessian_fn": lambda params, key: params, "value": 0.0}
-    txs = {"sophia": adamx.sophia_h(RATE), "lion": adamx.lion(RATE)}
-    txs["watched"] = optax.chain(txs["lion"], optax.contrib.reduce_on_plateau())
-    sophia, lion, watched = plans(txs, SHAPES, GRID, extra_args=extra).plans
-    assert abs(sophia.state - 2 * lion.state) < 200
-    assert 0 < watched.state - lion.state < 200
+    watched = optax.chain(adamx.lion(RATE), optax.contrib.reduce_on_plateau())
+    txs = {"sophia": adamx.sophia_h(RATE), "watched": watched}
+    shapes = {"w": (64, 32)}
+    for found in plans(txs, shapes, {"data": 1}, extra_args=extra).plans:
+        assert 0 < found.state - found.parameters * (1 + (found.name == "sophia")) < 200
 
 
 def test_nothing_is_allocated():

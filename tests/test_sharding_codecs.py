@@ -82,7 +82,7 @@ def test_large_leaves_on_explicit_axes(label, txs, spec, zero1):
 # (shape, spec, layout) where a slice of an axis, or a block, is in no whole pieces.
 ODD = [
     ((24, 16), P("data", "model"), "rank1"),
-    ((28, 36), P("model", "data"), "tensor"),
+    pytest.param((28, 36), P("model", "data"), "tensor", marks=pytest.mark.slow),
     ((8, 600), P(None, "model"), "block"),  # 3 blocks on 2 devices
 ]
 
