@@ -366,3 +366,42 @@ def test_a_whole_step_on_four_by_two(kind, zero1):
     pieces = (16 // 4, 16) if zero1 else (16, 16)
     assert mu.addressable_shards[0].data.shape == pieces
     assert got["in"]["kernel"].addressable_shards[0].data.shape == (16, 16)
+
+
+# (transformation, how a step is made, dtype) in which something chooses between the
+# gradient's numbers and the state's, or new and old.
+CHOOSING = {
+    "guard": (lambda: adamx.guard(adamx.adamw(RATE)), updating, jnp.float32),
+    "nested": (
+        lambda: adamx.guard(adamx.accumulate(adamx.master_weights(adamx.lion(0.1)), 1)),
+        fused,
+        jnp.bfloat16,
+    ),
+    "stages": (
+        lambda: adamx.stages([(adamx.lion(0.1), 1), (adamx.sgd(0.1), None)]),
+        updating,
+        jnp.float32,
+    ),
+    "adopt": (lambda: adamx.adopt(RATE), updating, jnp.float32),
+}
+
+
+@pytest.mark.skipif(len(MESHES) < 2, reason="no explicit axes before 0.7")
+@pytest.mark.parametrize("label", CHOOSING)
+def test_explicit_axes_where_gradients_are_whole_and_states_in_pieces(label):
+    make, way, dtype = CHOOSING[label]
+    tx, g = make(), {"w": tree(0)["a"]["w"].astype(dtype)}
+    step = way(tx)
+    one = (g, tx.init(g))
+    for _ in range(2):
+        one = jax.jit(step)(*one, g)
+    explicit = jax.sharding.AxisType.Explicit
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(explicit,) * 2)
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, P(None, "model"))
+        held = state_shardings(tx, g, place, "data")
+        put = jax.device_put(jax.device_get(g), place)
+        eight = (put, jax.jit(tx.init, out_shardings=held)(put))
+        for _ in range(2):
+            eight = jax.jit(step, out_shardings=(place, held))(*eight, put)
+    chex.assert_trees_all_equal(jax.device_get(eight[0]), jax.device_get(one[0]))

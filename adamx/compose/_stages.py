@@ -23,6 +23,7 @@ from adamx.compose._carry import carried, carries, continued
 from adamx.compose._choice import as_stored, step_if
 from adamx.compose._precision import outermost_in
 from adamx.compose._stages_state import StagesState
+from adamx.moments import placed_like
 
 
 def stages(
@@ -129,7 +130,8 @@ def stages(
     ) -> tuple[PyTree, StagesState]:
         def as_emitted(values: PyTree) -> PyTree:
             def leaf(g: Any, u: Any, p: Any) -> tuple[jax.Array]:
-                return (jnp.asarray(u).astype(update_dtype(g, p)),)
+                u = jnp.asarray(u).astype(update_dtype(g, p))
+                return (placed_like(u, jnp.asarray(g)),)
 
             return _tree.map_leaves(leaf, 1, updates, values, params)[0]
 

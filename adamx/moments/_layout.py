@@ -117,14 +117,15 @@ def placed_like(x: jax.Array, other: jax.Array) -> jax.Array:
     """x with the sharding of another array, where that is a part of its type.
 
     So it is on a mesh with explicit axes: there a maximum by row is sharded by rows,
-    whatever the state it goes into has.
+    whatever the state it goes into has; a gradient is whole, and with ZeRO-1 its moment
+    in pieces. Elsewhere, and where the shapes differ, x as it is.
     """
-    own, wanted = (getattr(jax.typeof(a), "sharding", None) for a in (x, other))
-    if own == wanted or wanted is None or wanted.mesh.empty:
+    if x.shape != other.shape or not hasattr(jax.sharding, "reshard"):
         return x
-    if not hasattr(jax.sharding, "reshard"):  # nor such types
+    place, spec = _explicit_spec(other)
+    if place is None or _explicit_spec(x)[1] == spec:
         return x
-    return jax.sharding.reshard(x, wanted)
+    return jax.sharding.reshard(x, NamedSharding(place.mesh, PartitionSpec(*spec)))
 
 
 def spread(scale: jax.Array, shape: Shape) -> jax.Array:
