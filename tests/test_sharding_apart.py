@@ -181,6 +181,25 @@ def test_scales_of_whole_arrays_are_none_of_pieces():
         step.lower(g, tx.init(g))
 
 
+# ----------------------------------------------------------------------- diagnostics
+
+
+@pytest.mark.slow  # a table takes long to compile
+def test_each_device_measures_its_piece():
+    """As an output of shard_map the tables follow one another, device by device."""
+    tx = adamx.diagnose(adamx.adamw(0.1), every=1)
+
+    def table(g):
+        return tx.update(g, tx.init(g), g)[1].values
+
+    g = {"w": gradient()["w"]}
+    found = in_pieces(table, ({"w": P(*BOTH)},), P(BOTH))(g)
+    alone = jax.jit(table)
+    for device, (i, j) in enumerate((i, j) for i in range(0, 8, 2) for j in (0, 2)):
+        want = alone({"w": g["w"][i : i + 2, j : j + 2]})[0]
+        np.testing.assert_allclose(found[device], want, rtol=1e-5, atol=1e-6)
+
+
 # ------------------------------------------------------------------------- curvature
 
 
