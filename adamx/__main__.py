@@ -84,7 +84,8 @@ def _add_plan(commands: Any) -> None:
         nargs="+",
         metavar="NAME[-CODEC]",
         default=list(PLANNED),
-        help="of `optimizers`, with moments in bf16, int8, int4 or fp8: adamw-int8",
+        help="of `optimizers`, with moments in bf16, int8, int4 or fp8: adamw-int8; "
+        "of sophia_h and sophia_g the curvature's backward pass is not in the plan",
     )
     planner.add_argument(
         "--zero1",
@@ -125,6 +126,8 @@ def _plan(options: argparse.Namespace) -> int:
             dtype=options.dtype,
             grad_dtype=options.grad_dtype,
             batch_axes=_names(options.batch_axes),
+            # Sophia's curvature is a backward pass, which no plan has.
+            extra_args={"hessian_fn": lambda params, key: params},
         )
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,18 +15,29 @@ from adamx._types import PyTree
 
 Names = tuple[str, ...]
 
+# They name axes and move nothing.
+_SILENT = ("axis_index", "pvary", "pcast")
+
 
 def cond(
     is_first: jax.Array, first: Callable[[], PyTree], second: Callable[[], PyTree]
 ) -> PyTree:
-    """`jax.lax.cond`, whose branches may vary along unlike axes."""
+    """`jax.lax.cond`, whose branches may vary along unlike axes.
+
+    Raises:
+      ValueError: devices may choose apart, and one branch adds up over them.
+    """
     if not _manual_axes():
         return jax.lax.cond(is_first, first, second)
     branches = (first, second)
-    types = [jax.make_jaxpr(branch)().out_avals for branch in branches]
+    programs = [jax.make_jaxpr(branch)() for branch in branches]
+    _check_none_waits(is_first, programs)
+    types = [program.out_avals for program in programs]
     if len(types[0]) != len(types[1]):  # its own message is the better one
         return jax.lax.cond(is_first, first, second)
-    names = [_axes_of(a) | _axes_of(b) for a, b in zip(*types, strict=True)]
+    # What devices choose apart is apart, be it the same in either branch.
+    own = _axes_of(jax.typeof(is_first))
+    names = [own | _axes_of(a) | _axes_of(b) for a, b in zip(*types, strict=True)]
 
     def alike(branch: Callable[[], PyTree]) -> Callable[[], PyTree]:
         def run() -> PyTree:
@@ -39,6 +50,39 @@ def cond(
     return jax.lax.cond(is_first, alike(first), alike(second))
 
 
+def _check_none_waits(choice: jax.Array, programs: Sequence[Any]) -> None:
+    """Raises where a device that has chosen otherwise would be waited for, for ever."""
+    apart = _axes_of(jax.typeof(choice))
+    if not apart:
+        return
+    waits = apart & set().union(*map(_spanned, programs))
+    if waits:
+        names = ", ".join(map(repr, sorted(waits)))
+        raise ValueError(
+            "`axis_name` must be given to every wrapper that chooses around sums over "
+            f"{names}, got a choice that may differ between devices along them: those "
+            "that step would wait for ever for those that do not. Give guard and "
+            "loss_scaling the axis_name of what they wrap, or sum gradients that are "
+            "copies over the devices first (jax.lax.pmean)."
+        )
+
+
+def _spanned(program: Any) -> set[str]:
+    """The names of the axes over which a program communicates."""
+    found: set[str] = set()
+    for equation in program.eqns:
+        if equation.primitive.name not in _SILENT:
+            for key in ("axes", "axis_name"):
+                names = equation.params.get(key, ())
+                names = names if isinstance(names, (tuple, list)) else (names,)
+                found |= {name for name in names if isinstance(name, str)}
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if hasattr(inner, "eqns"):
+                    found |= _spanned(inner)
+    return found
+
+
 def start_of(step: Callable[[int, PyTree], PyTree], start: PyTree) -> PyTree:
     """What a loop begins with, varying as its step will return it."""
     if not _manual_axes():
@@ -47,6 +91,28 @@ def start_of(step: Callable[[int, PyTree], PyTree], start: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(start)
     pairs = zip(leaves, types, strict=True)
     return jax.tree.unflatten(structure, [_vary(x, _axes_of(t)) for x, t in pairs])
+
+
+def like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """x, varying along the axes along which another array varies."""
+    return _vary(x, _axes_of(jax.typeof(other))) if _manual_axes() else x
+
+
+def key_of_piece(key: jax.Array, x: jax.Array) -> jax.Array:
+    """A random key of its own for each piece of an array, the same for copies."""
+    for name in sorted(_axes_of(jax.typeof(x))) if _manual_axes() else ():
+        key = jax.random.fold_in(key, jax.lax.axis_index(name))
+    return key
+
+
+def beyond(x: jax.Array, others: Sequence[jax.Array]) -> frozenset[str]:
+    """The axes along which an array varies, and none of the others does."""
+    if not _manual_axes():
+        return frozenset()
+    known: frozenset[str] = frozenset()
+    return _axes_of(jax.typeof(x)) - known.union(
+        *(_axes_of(jax.typeof(y)) for y in others)
+    )
 
 
 def _manual_axes() -> Any:

@@ -10,6 +10,14 @@ float32 and bfloat16 are plain dtypes. The others are functions that return a co
     int4()                   1, and 4 for each scale
 
 What is stored: `Encoded`, in the place of a moment's tree; `decode` gives the moment.
+
+On many devices: under jit a scale spans what its layout says of the whole array, and
+numbers are those of one device. Inside `shard_map` and `pmap` a device encodes its
+piece by itself, with scales of its own, within the same bounds. Make the state there,
+with out_specs of the parameter for its scales too: the whole is then a state of blocks,
+one for each piece, which goes on anywhere. (A state of whole arrays has scales that are
+the same on all devices; inside `shard_map` each would write another.) Pieces are
+rounded at random with the same bits, which leaves each right in the mean.
 """
 
 from typing import Any

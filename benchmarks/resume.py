@@ -22,6 +22,19 @@ import tempfile
 import time
 
 STEPS, KEEP, KILLS_A_RUN = 60, 3, 25
+CONFIG = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+
+
+def transformation():
+    """What is trained with: much of what a state can hold."""
+    import optax
+
+    import adamx
+
+    codec = adamx.codecs.int8(min_size=0)
+    inner = adamx.adamw(adamx.schedules.warmup_cosine(1e-2, STEPS), nu_dtype=codec)
+    clipped = optax.chain(adamx.clip_by_global_norm(1.0), inner)
+    return adamx.diagnose(adamx.guard(clipped, spike_zscore=6.0), every=7)
 
 
 def train(directory: str) -> None:
@@ -29,18 +42,14 @@ def train(directory: str) -> None:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    import optax
 
     import adamx
     from adamx.interop import restore, save, steps
 
     cache = pathlib.Path(tempfile.gettempdir()) / "adamx-resume-cache"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    codec = adamx.codecs.int8(min_size=0)
-    inner = adamx.adamw(adamx.schedules.warmup_cosine(1e-2, STEPS), nu_dtype=codec)
-    clipped = optax.chain(adamx.clip_by_global_norm(1.0), inner)
-    tx = adamx.diagnose(adamx.guard(clipped, spike_zscore=6.0), every=7)
+    for name, value in zip(CONFIG, (str(cache), 0.0), strict=True):
+        jax.config.update(name, value)
+    tx = transformation()
     data = np.random.default_rng(0).standard_normal((256, 17)).astype(np.float32)
 
     @jax.jit

@@ -3,6 +3,8 @@
 import pathlib
 
 import jax
+import optax
+import optax.contrib
 import pytest
 
 import adamx
@@ -35,7 +37,8 @@ BAD = {
     "dtype": ((TX, SHAPES, MESH), {"dtype": "int8"}, ValueError, "`dtype` floating int8"),
     "grad dtype": ((TX, SHAPES, MESH), {"grad_dtype": "x"}, TypeError, "`dtype` 'x'"),
     "devices": ((TX, SHAPES, MESH), {"devices": jax.devices()[:3]}, ValueError, "`devices` 8 3 leave"),
-    "extra": ((adamx.sophia_h(1e-3), SHAPES, MESH), {}, ValueError, "`loss_fn` None"),
+    "extra": ((adamx.sophia_h(1e-3), SHAPES, MESH), {}, ValueError, "`loss_fn` None `extra_args` hessian_fn"),
+    "needs a loss": ((optax.contrib.reduce_on_plateau(), SHAPES, MESH), {}, TypeError, "'value' plan: `extra_args`"),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+import adamx
 from tests.helpers import TEMPORARIES
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
@@ -23,7 +24,7 @@ MODULES = (
     "family",
 )
 MODULES += ("paper_tables", "memory", "codes", "control", "diagnostics", "sweep")
-MODULES += ("sharding", "illnesses", "plan")
+MODULES += ("sharding", "illnesses", "plan", "resume")
 MODULES += ("_trees", "_machine", "_contestants", "_bounds", "_subjects", "_norms")
 MODULES += ("_growth",)
 
@@ -86,8 +87,6 @@ def test_the_family_is_compared_and_drawn(modules, tmp_path):
 
 
 def test_everybody_is_compared(modules):
-    import adamx
-
     assert set(modules["family"].makers()) >= {
         entry.name for entry in adamx.catalogue.OPTIMIZERS
     }
@@ -463,6 +462,46 @@ def test_a_sweep_is_compared_with_single_runs(modules, monkeypatch):
     whole, apart, *_, difference = sweep.speed(task, steps=5, rounds=1, count=2)
     assert (whole[-1], apart[-1]) == ("1", "2")  # programs
     assert 0 <= float(difference[1]) < 1e-4
+
+
+def test_a_run_that_is_cut_off_ends_with_the_same_bits(
+    modules, tmp_path, capsys, monkeypatch
+):
+    """Four steps of the run that is killed; here an exception ends it in a save."""
+    from adamx import interop
+
+    resume, save = modules["resume"], interop.save
+    before = {name: getattr(jax.config, name) for name in resume.CONFIG}
+    monkeypatch.setattr(resume, "STEPS", 4)
+    tx = adamx.guard(adamx.sgd(1e-2, 0.9), spike_zscore=6.0)  # quick to compile
+    assert adamx.read(resume.transformation().init(jnp.ones(8))).diagnostics
+    monkeypatch.setattr(resume, "transformation", lambda: tx)
+
+    def cut_off(directory, step, run, **kwargs):
+        save(directory, step, run, **kwargs)
+        if step == 3:
+            (pathlib.Path(directory) / "3" / "manifest.json").unlink()
+            raise KeyboardInterrupt
+
+    try:
+        resume.train(str(tmp_path / "whole"))
+        with monkeypatch.context() as patch:
+            patch.setattr(interop, "save", cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                resume.train(str(tmp_path / "cut"))
+        assert resume._in_a_save(tmp_path / "cut", 0.0)
+        assert resume._last(tmp_path / "cut") == 2
+        resume.train(str(tmp_path / "cut"))
+        assert not resume._in_a_save(tmp_path / "cut", 0.0)
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    whole, end, cut, again, same = capsys.readouterr().out.splitlines()
+    assert (whole, cut, again) == ("begun at 0", "begun at 0", "begun at 2")
+    assert end == same
+    other = {"params": jnp.ones(2), "key": jax.random.key(0), "step": 4}
+    digests = {resume._digest(other | {"step": step}) for step in (4, 5)}
+    assert len(digests | {end.split()[1]}) == 3
 
 
 def test_zero1_keeps_an_eighth_of_the_state(modules, capsys):

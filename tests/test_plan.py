@@ -154,6 +154,16 @@ def test_a_mesh_that_is_not_here():
     assert [(c.devices, c.count) for c in gathers] == [(8, 4)]
 
 
+def test_what_a_step_needs_beside_the_gradient():
+    """Sophia's step without its backward pass; a loss that is watched."""
+    extra = {"hessian_fn": lambda params, key: params, "value": 0.0}
+    watched = optax.chain(adamx.lion(RATE), optax.contrib.reduce_on_plateau())
+    txs = {"sophia": adamx.sophia_h(RATE), "watched": watched}
+    shapes = {"w": (64, 32)}
+    for found in plans(txs, shapes, {"data": 1}, extra_args=extra).plans:
+        assert 0 < found.state - found.parameters * (1 + (found.name == "sophia")) < 200
+
+
 def test_nothing_is_allocated():
     before = len(jax.live_arrays())
     found = plan(adamx.sgd(RATE), {"w": (2**22, 2**20)}, {"data": 8})

@@ -10,9 +10,11 @@ from jax.sharding import PartitionSpec as P
 
 import adamx
 from adamx import codecs
+from adamx.moments import _layout
 from adamx.moments._layout import LAYOUTS
 from adamx.moments._order import LARGE, one_of
 from adamx.sharding import state_shardings
+from adamx.sharding._collectives import collectives_of
 from tests.compiling import as_users
 
 needs_explicit = pytest.mark.skipif(
@@ -77,6 +79,46 @@ def test_large_leaves_on_explicit_axes(label, txs, spec, zero1):
         explicit = run(txs, mesh, spec, zero1)
     chex.assert_trees_all_equal(explicit, run(txs, mesh_of("Auto"), spec, zero1))
     chex.assert_trees_all_equal(explicit, run(txs))
+
+
+# (shape, spec, layout) where a slice of an axis, or a block, is in no whole pieces.
+ODD = [
+    ((24, 16), P("data", "model"), "rank1"),
+    pytest.param((28, 36), P("model", "data"), "tensor", marks=pytest.mark.slow),
+    ((8, 600), P(None, "model"), "block"),  # 3 blocks on 2 devices
+]
+
+
+@needs_explicit
+@pytest.mark.parametrize(("shape", "spec", "layout"), ODD)
+def test_explicit_axes_that_divide_no_slices(shape, spec, layout):
+    mesh, codec = mesh_of("Explicit"), codecs.int8(layout, min_size=1)
+    tx = adamx.scale_by_adam(mu_dtype=codec, nu_dtype=codec)
+    g = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    whole = jax.jit(tx.update)(g, tx.init(g))
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, spec)
+        held = state_shardings(tx, g, place)
+        state = jax.jit(tx.init, out_shardings=held)(g)
+        apart = jax.jit(tx.update)(jax.device_put(g, place), state)
+    chex.assert_trees_all_equal(jax.device_get(apart), jax.device_get(whole))
+
+
+@pytest.mark.parametrize("spec", [P(None, "model"), P("model"), P(("data", "model"))])
+def test_the_largest_of_a_sharded_axis_is_found_without_moving_it(spec):
+    """Numbers for each row and column are exchanged, and nothing of the array."""
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"))
+    place = NamedSharding(mesh, spec)
+    shape = jax.ShapeDtypeStruct(SHAPE, jnp.float32, sharding=place)
+    scales = _layout.scale_shapes(SHAPE, "rank1", None)
+
+    def find(x):
+        return [_layout.largest(jnp.abs(jnp.sin(x)), scale) for scale in scales]
+
+    text = jax.jit(find).lower(shape).compile().as_text()
+    found = collectives_of(text, 8)
+    assert {c.kind for c in found} == {"all-reduce"}
+    assert sum(c.bytes for c in found) <= 2 * 4 * sum(map(np.prod, scales))
 
 
 @needs_explicit

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 import adamx
 from adamx import codecs
 from adamx.sharding import state_shardings
+from adamx.sharding._collectives import collectives_of
 from tests.compiling import as_users
 
 RATE = 1e-2
@@ -304,6 +305,46 @@ def distance(params, others):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
+def check_pieces(text, shapes):
+    """Gradients are reduced, and each device takes its piece; parameters are gathered.
+
+    A reduce-scatter is both in one; XLA for CPUs has an all-reduce and a dynamic-slice.
+    """
+    found = {c.kind: c for c in collectives_of(text, 8)}
+    gathers = [c for c in collectives_of(text, 8) if c.kind == "all-gather"]
+    total = sum(4 * np.prod(shape) for shape in shapes)
+    assert sum(c.count for c in gathers) == len(shapes)
+    assert sum(c.bytes for c in gathers) == total * 7 / 8
+    assert found.keys() & {"all-reduce", "reduce-scatter"}
+    rows = re.findall(r" f32\[([\d,]+)\]\S* (?:dynamic-slice|reduce-scatter)\(", text)
+    taken = {np.prod(list(map(int, row.split(",")))) for row in rows}
+    assert taken >= {np.prod(shape) / 8 for shape in shapes}
+
+
+@pytest.mark.parametrize(
+    "label", ["clip", pytest.param("int8", marks=pytest.mark.slow)]
+)
+def test_a_whole_step_reduces_takes_its_pieces_and_gathers_once(label):
+    tx = {row[0]: row[1] for row in CASES}[label]()
+    params, mesh = model_params(), line()
+    place, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    shardings = state_shardings(tx, params, place, "data")
+    state = jax.eval_shape(tx.init, params)
+    batch = [jax.ShapeDtypeStruct((32, n), jnp.float32) for n in (16, 8)]
+
+    def step(params, state, batch):
+        return updating(tx)(params, state, jax.grad(model_loss)(params, batch))
+
+    def text(held):
+        ways = {"in_shardings": (place, held, rows), "out_shardings": (place, held)}
+        return jax.jit(step, **ways).lower(params, state, batch).compile().as_text()
+
+    shapes = [p.shape for p in jax.tree.leaves(params)]
+    check_pieces(text(shardings), shapes)
+    with pytest.raises(AssertionError):
+        check_pieces(text(jax.tree.map(lambda _: place, state)), shapes)
+
+
 MESHES = ["automatic"]
 if hasattr(jax, "set_mesh"):
     MESHES.append("explicit")
@@ -328,3 +369,42 @@ def test_a_whole_step_on_four_by_two(kind, zero1):
     pieces = (16 // 4, 16) if zero1 else (16, 16)
     assert mu.addressable_shards[0].data.shape == pieces
     assert got["in"]["kernel"].addressable_shards[0].data.shape == (16, 16)
+
+
+# (transformation, how a step is made, dtype) in which something chooses between the
+# gradient's numbers and the state's, or new and old.
+CHOOSING = {
+    "guard": (lambda: adamx.guard(adamx.adamw(RATE)), updating, jnp.float32),
+    "nested": (
+        lambda: adamx.guard(adamx.accumulate(adamx.master_weights(adamx.lion(0.1)), 1)),
+        fused,
+        jnp.bfloat16,
+    ),
+    "stages": (
+        lambda: adamx.stages([(adamx.lion(0.1), 1), (adamx.sgd(0.1), None)]),
+        updating,
+        jnp.float32,
+    ),
+    "adopt": (lambda: adamx.adopt(RATE), updating, jnp.float32),
+}
+
+
+@pytest.mark.skipif(len(MESHES) < 2, reason="no explicit axes before 0.7")
+@pytest.mark.parametrize("label", CHOOSING)
+def test_explicit_axes_where_gradients_are_whole_and_states_in_pieces(label):
+    make, way, dtype = CHOOSING[label]
+    tx, g = make(), {"w": tree(0)["a"]["w"].astype(dtype)}
+    step = way(tx)
+    one = (g, tx.init(g))
+    for _ in range(2):
+        one = jax.jit(step)(*one, g)
+    explicit = jax.sharding.AxisType.Explicit
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(explicit,) * 2)
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, P(None, "model"))
+        held = state_shardings(tx, g, place, "data")
+        put = jax.device_put(jax.device_get(g), place)
+        eight = (put, jax.jit(tx.init, out_shardings=held)(put))
+        for _ in range(2):
+            eight = jax.jit(step, out_shardings=(place, held))(*eight, put)
+    chex.assert_trees_all_equal(jax.device_get(eight[0]), jax.device_get(one[0]))

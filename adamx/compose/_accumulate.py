@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx import _checks, _tree
+from adamx import _checks, _tree, moments
 from adamx._steps import with_step_if
 from adamx._types import (
     GradientTransformation,
@@ -146,7 +146,7 @@ def accumulate(
         is_first = state.micro_step == 0
 
         def leaf(g: Any, total: Any) -> tuple[jax.Array]:
-            g = jnp.asarray(g).astype(total.dtype)
+            g = moments.placed_like(jnp.asarray(g), total).astype(total.dtype)
             new = jnp.where(is_first, g, total + g)
             return (new if is_taken is None else jnp.where(is_taken, new, total),)
 

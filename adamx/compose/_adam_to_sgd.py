@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adamx import _checks, _scalars, _tree, moments
+from adamx import _checks, _scalars, _tree, _varying, moments
 from adamx._types import (
     GradientTransformationExtraArgs,
     Mask,
@@ -387,7 +387,7 @@ def _matched(
         rate = matched_rate(state, updates, params, momentum)
         return rate, state.applied_learning_rate
 
-    found = jax.lax.cond(
+    found = _varying.cond(
         is_restart, find, lambda: (state.matched_rate, state.base_rate)
     )
     return dict(zip(("matched_rate", "base_rate"), found, strict=True))

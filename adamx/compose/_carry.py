@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx import _tree, moments
+from adamx import _tree, _varying, moments
 from adamx._types import PyTree, real_dtype
 from adamx.compose._hyperparams import WithHyperparamsState
 from adamx.compose._stages_state import StagesState
@@ -92,7 +92,8 @@ def carried(ending: PyTree, beginning: PyTree, is_first: jax.Array) -> PyTree:
         source = next(sources)
         if source is None:
             return node
-        return jax.lax.cond(is_first, lambda: _taken_over(source, node), lambda: node)
+        take = lambda: _taken_over(source, node)  # noqa: E731
+        return _varying.cond(is_first, take, lambda: node)
 
     return jax.tree.map(taken_over, beginning, is_leaf=_is_holder)
 

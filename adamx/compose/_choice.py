@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx import _tree, _varying
+from adamx import _tree, _varying, moments
 from adamx._steps import StepIf, own_step_if, step_of
 from adamx._types import GradientTransformation, PyTree, update_dtype
 
@@ -47,7 +47,8 @@ def update_if(
 
     def as_emitted(values: PyTree) -> PyTree:
         def leaf(g: Any, u: Any, p: Any, x: Any) -> tuple[jax.Array]:
-            return (u.astype(update_dtype(g, p) if x is None else x.dtype),)
+            u = u.astype(update_dtype(g, p) if x is None else x.dtype)
+            return (moments.placed_like(u, g),)
 
         return _tree.map_leaves(leaf, 1, updates, values, params, like)[0]
 
@@ -75,6 +76,12 @@ def step_if(
 
     def taken() -> Taken:
         new, after = take()
+        # A model's other leaves are no arrays.
+        new = jax.tree.map(
+            lambda x, p: moments.placed_like(x, p) if hasattr(p, "dtype") else x,
+            new,
+            params,
+        )
         return new, as_stored(after, state)
 
     return _varying.cond(is_taken, taken, lambda: (params, state))
@@ -131,13 +138,14 @@ def emitted_like(
 
 
 def as_stored(after: PyTree, before: PyTree) -> PyTree:
-    """A new state in the dtypes of the old one.
+    """A new state in the dtypes of the old one, and where that was.
 
     Optax's moments of float16 parameters are float16, and would widen with a float32
     gradient.
     """
 
     def leaf(new: Any, old: Any) -> Any:
+        new = moments.placed_like(new, old)
         return new if new.dtype == old.dtype else new.astype(old.dtype)
 
     return jax.tree.map(leaf, after, before)

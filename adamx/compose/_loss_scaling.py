@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx import _checks, _scalars, _tree, moments
+from adamx import _checks, _scalars, _tree, _varying, moments
 from adamx._steps import with_step_if
 from adamx._types import (
     GradientTransformation,
@@ -116,11 +116,14 @@ def unscaled(updates: PyTree, scale: jax.Array) -> PyTree:
     return jax.tree.map(unscale_leaf, updates, scalar_by_leaf(scale, updates))
 
 
-def _is_good(updates: Callable[[], PyTree], scale: jax.Array) -> jax.Array:
+def _is_good(
+    updates: Callable[[], PyTree], scale: jax.Array, axis_name: Any
+) -> jax.Array:
     """Whether all quotients are finite: a scale below 1 may overflow what is finite."""
-    squares = _tree.global_sum(_tree.abs_squared, updates())
+    squares = _varying.global_sum(_tree.abs_squared, updates(), axis_name)
     factor = jnp.maximum(1 / scale, jnp.ones((), scale.dtype)).astype(squares.dtype)
-    return is_all_finite(squares * factor * factor, lambda: unscaled(updates(), scale))
+    values = lambda: unscaled(updates(), scale)  # noqa: E731
+    return is_all_finite(squares * factor * factor, values, axis_name)
 
 
 def loss_scaling(
@@ -132,6 +135,7 @@ def loss_scaling(
     backoff_factor: Any = 0.5,
     min_scale: Any = 1.0,
     max_scale: Any = 2.0**24,
+    axis_name: Any = None,
 ) -> GradientTransformationExtraArgs:
     """Divides gradients by the scale of their loss; skips steps that are not finite.
 
@@ -164,17 +168,22 @@ def loss_scaling(
         that is NaN is no matter of scale (`read(state).skipped` tells).
       max_scale: >= min_scale, where growing ends; without an end the scale of a loss
         without gradient would overflow.
+      axis_name: inside `shard_map` and `pmap`, the axes along which the gradient is in
+        pieces; see `clip_by_global_norm`. All devices then judge as one, and have one
+        scale.
 
     Returns:
       The optimizer. State: `LossScalingState`. Updates have the wider dtype of gradient
       and parameter, as those of any optimizer here, though the inner one computes in
-      float32. Extra arguments are handed on. Inside `jax.shard_map`, gradients must be
-      summed over the devices first: each device judges what it has.
+      float32. Extra arguments are handed on. Inside `jax.shard_map` or `jax.pmap`, each
+      device judges what it has: sum gradients of copies over the devices first, and
+      name the axes of pieces in `axis_name`.
 
     Raises:
       TypeError: `inner` is not a transformation; an argument is no number, or a
-        schedule; another state; a gradient that is no float.
-      ValueError: an argument out of range; `inner` scales already.
+        schedule; another state; a gradient that is no float; `axis_name` is no name.
+      ValueError: an argument out of range; axes that are not there; `inner` scales
+        already.
 
     >>> import adamx, jax.numpy as jnp
     >>> tx = loss_scaling(adamx.sgd(1.0), initial_scale=4.0)
@@ -200,6 +209,7 @@ def loss_scaling(
     )
     if not isinstance(growth_interval, jax.core.Tracer):
         _checks.check_steps("growth_interval", growth_interval)
+    _varying.check_names(axis_name)
     inner, inner_step = optax.with_extra_args_support(inner), step_if_of(inner)
 
     def init(params: PyTree) -> LossScalingState:
@@ -247,7 +257,7 @@ def loss_scaling(
         **extra_args: Any,
     ) -> tuple[PyTree, LossScalingState]:
         check(updates, state, params)
-        is_good = _is_good(lambda: updates, state.scale)
+        is_good = _is_good(lambda: updates, state.scale, axis_name)
 
         def take() -> tuple[PyTree, Any]:
             # Divided in here: handed in, the float32 gradients would be written out.
@@ -265,7 +275,7 @@ def loss_scaling(
         **extra_args: Any,
     ) -> tuple[PyTree, LossScalingState]:
         check(jax.eval_shape(grads), state, params)
-        is_good = scalars_if(is_taken, lambda: _is_good(grads, state.scale))
+        is_good = scalars_if(is_taken, lambda: _is_good(grads, state.scale, axis_name))
         new, held = inner_step(
             is_good,
             lambda: unscaled(grads(), state.scale),

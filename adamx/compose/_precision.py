@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx import _checks, _tree
+from adamx import _checks, _tree, moments
 from adamx._steps import with_step
 from adamx._types import (
     GradientTransformation,
@@ -201,6 +201,7 @@ def _wrapped(
                 return new, s
             if kept is not FULL:  # there the new master is what is stored
                 new, known = _narrow.settle_leaf(new, known)
+            p = moments.placed_like(p, new)
             target = _narrow.round_leaf(new, p.dtype)
             s, target = kept.store(new, target), _narrow.signed_leaf(p, target)
             if kept is not FULL:

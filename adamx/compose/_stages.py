@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx import _checks, _tree
+from adamx import _checks, _tree, _varying
 from adamx._steps import step_of, with_step
 from adamx._types import (
     GradientTransformation,
@@ -23,6 +23,7 @@ from adamx.compose._carry import carried, carries, continued
 from adamx.compose._choice import as_stored, step_if
 from adamx.compose._precision import outermost_in
 from adamx.compose._stages_state import StagesState
+from adamx.moments import placed_like
 
 
 def stages(
@@ -129,7 +130,8 @@ def stages(
     ) -> tuple[PyTree, StagesState]:
         def as_emitted(values: PyTree) -> PyTree:
             def leaf(g: Any, u: Any, p: Any) -> tuple[jax.Array]:
-                return (jnp.asarray(u).astype(update_dtype(g, p)),)
+                u = jnp.asarray(u).astype(update_dtype(g, p))
+                return (placed_like(u, jnp.asarray(g)),)
 
             return _tree.map_leaves(leaf, 1, updates, values, params)[0]
 
@@ -146,7 +148,7 @@ def stages(
                 # Not the gradient: a parameter that all stages freeze depends on none.
                 return as_emitted(jax.tree.map(jnp.zeros_like, updates)), mine
 
-            return jax.lax.cond(is_mine, take, leave)
+            return _varying.cond(is_mine, take, leave)
 
         _tree.check_gradient(updates, params)
         return run(state, updates, choose)

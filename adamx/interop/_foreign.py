@@ -91,12 +91,28 @@ def rewritten(found: Mapping[Name, Any]) -> dict[Name, Any]:
     result: dict[Name, Any] = {}
     for name, array in found.items():
         if name.kind.split("#")[0] == "multi_steps" and name.field == "acc_grads":
-            steps = found.get(name._replace(field="mini_step", path=""))
-            steps = 1 if steps is None else steps
             wide = jnp.asarray(array)
-            array = wide * jnp.asarray(steps).astype(wide.dtype)
+            steps = jnp.asarray(_steps_in_window(name, found))
+            array = wide * steps.astype(wide.dtype)
         result.setdefault(common(name), array)
     return result
+
+
+def _steps_in_window(name: Name, found: Mapping[Name, Any]) -> Any:
+    """How many gradients the mean of this name is of; the name tells no group."""
+    places = {
+        other.place: array
+        for other, array in found.items()
+        if (other.kind, other.field) == (name.kind, "mini_step")
+    }
+    steps = places.get(name.place, next(iter(places.values()), 1))
+    if name.place not in places and any(x != steps for x in places.values()):
+        raise ValueError(
+            f"`saved` has '{name}' and windows of {len(places)} groups, which have "
+            "come to unlike steps: of which one it is the mean is not saved. Save "
+            "where all windows have ended (mini_step 0)."
+        )
+    return steps
 
 
 def stand_in(kind: str, saved_fields: Mapping[str, Any]) -> str | None:
@@ -185,6 +201,12 @@ class Derived:
         """b as it was used: saved beside the state, or that of the new chain."""
         for source in (self.found, self.hyperparams, self.initial):
             if argument in source:
+                if source[argument] is None:
+                    raise ValueError(
+                        f"`saved` has unlike `{argument}` by group, none of them under "
+                        "a label of the new transformation: with which of them its "
+                        "moments were taken is not known. Keep the labels."
+                    )
                 return float(np.asarray(source[argument]))
         raise KeyError(argument)
 

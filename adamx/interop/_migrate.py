@@ -221,12 +221,18 @@ class _Owner:
         )
 
     def _hyperparams(self) -> dict[str, Any]:
-        """What a wrapper held by argument when it was saved."""
+        """What a wrapper around this State held by argument when it was saved.
+
+        None, where that was one thing in one group and another in another, and of which
+        this State is cannot be told.
+        """
         result: dict[str, Any] = {}
         for (kind, base, _), places in self.source.units.items():
             argument = base.partition(".")[2]
             if kind == "with_hyperparams" and argument:
-                result.setdefault(argument, next(iter(places.values()))[""])
+                found = self.source.around(places, self.own[0].place)
+                if found:
+                    result.setdefault(argument, found[0])
         return result
 
     def _factor(self, moment: str) -> tuple[float, str]:

@@ -29,6 +29,7 @@ class Source:
       kinds: by kind, with its number, what it has: fields, as a dict.
       counts: the numbers of steps that its States have counted.
       used: those that the new state has.
+      labels: of all groups.
     """
 
     def __init__(self, saved: Any) -> None:
@@ -39,6 +40,7 @@ class Source:
         self.kinds: dict[str, dict[str, Any]] = {}
         self.counts: list[int] = []
         self.used: set[tuple[str, str, str, Place]] = set()
+        self.labels = {part for name in arrays for part in _groups(name.place)}
         for name, array in arrays.items():
             base, part = split_field(name.field)
             places = self.units.setdefault((name.kind, base, name.path), {})
@@ -66,6 +68,8 @@ class Source:
         if place in places:
             return place
         left = [p for p in places if self._same_stage(p, place)]
+        if set(_groups(place)) & self.labels:  # what other groups have is not its own
+            left = [p for p in left if set(_groups(p)) <= set(_groups(place))]
         same = [p for p in left if _groups(p) == _groups(place)]
         left = same or left
         if len(left) <= 1 or _all_equal([places[p] for p in left]):
@@ -77,6 +81,22 @@ class Source:
             "transformation, or take one of them: leave the others out of the dict "
             "that to_flat(state) gives."
         )
+
+    def around(self, places: Mapping[Place, Parts], place: Place) -> list[Any]:
+        """The value that holds in a place: of the nearest place around it.
+
+        Where its labels were not saved, what all saved ones have in common, else None;
+        an empty list where nothing is around it.
+        """
+        near = [p for p in places if place[: len(p)] == p]
+        if near:
+            return [places[max(near, key=len)][""]]
+        if set(_groups(place)) & self.labels:
+            return []
+        have = {p for at in places for p in _groups(at)}
+        values = [parts[""] for parts in places.values()]
+        is_one = all(np.array_equal(x, values[0]) for x in values)
+        return [values[0] if is_one and have >= self.labels else None]
 
     def _same_stage(self, saved: Place, wanted: Place) -> bool:
         """What was alone begins the first stage; of stages, the one at work goes on."""

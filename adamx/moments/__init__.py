@@ -29,6 +29,7 @@ from adamx.moments._estimates import estimates_by_path as estimates_by_path
 from adamx.moments._estimates import moment_paths as moment_paths
 from adamx.moments._estimates import read_stored as read_stored
 from adamx.moments._layout import LAYOUTS as LAYOUTS
+from adamx.moments._layout import placed_like as placed_like
 from adamx.moments._look_ahead import look_ahead as look_ahead
 from adamx.moments._look_ahead import warming_look_ahead as warming_look_ahead
 from adamx.moments._order import LARGE as LARGE

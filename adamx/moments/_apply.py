@@ -24,6 +24,7 @@ from adamx._types import (
     real_dtype,
     update_dtype,
 )
+from adamx.moments._layout import placed_like
 from adamx.moments._slots import (
     Slot,
     at_turn,
@@ -126,9 +127,11 @@ def apply_rule(
         real = real_dtype(dtype)
         values = jax.tree.map(lambda v: _as_scalar(v, real), scalars)
         values |= dict(zip(order, next(rows), strict=True))
+        # The types of what a rule chooses between must agree.
+        own_codes = held[0][0] if held else g
         if reads_params:
-            values["p"] = load(jnp.asarray(p), dtype)
-        wide = g.astype(dtype)
+            values["p"] = load(placed_like(jnp.asarray(p), own_codes), dtype)
+        wide = placed_like(g, own_codes).astype(dtype)
 
         def run(known: Any = None) -> tuple[jax.Array, ...]:
             held_then = held if known is None else [at_turn(known, own) for own in held]

@@ -20,9 +20,11 @@ all axes, here of the last two, layer by layer.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 # How many scales an array has, by layout.
 COUNTS = {"rank1": 2, "column": 1, "row": 1, "block": 1, "tensor": 1}
@@ -34,6 +36,10 @@ _BLOCK = 256
 _SHARED_BY = 16
 # Into so many slices an axis is cut before it is reduced; with 16, XLA gives up.
 _SLICES = 8
+# Each of runs from all over the axis: where it is sharded, every device has its part of
+# all slices, and none is sent. Runs of so many elements in memory's own direction, of
+# so many rows across it: shorter ones are slower on CPUs.
+_RUN, _ROWS = 16, 8
 
 Shape = tuple[int, ...]
 
@@ -111,14 +117,15 @@ def placed_like(x: jax.Array, other: jax.Array) -> jax.Array:
     """x with the sharding of another array, where that is a part of its type.
 
     So it is on a mesh with explicit axes: there a maximum by row is sharded by rows,
-    whatever the state it goes into has.
+    whatever the state it goes into has; a gradient is whole, and with ZeRO-1 its moment
+    in pieces. Elsewhere, and where the shapes differ, x as it is.
     """
-    own, wanted = (getattr(jax.typeof(a), "sharding", None) for a in (x, other))
-    if own == wanted or wanted is None or wanted.mesh.empty:
+    if x.shape != other.shape or not hasattr(jax.sharding, "reshard"):
         return x
-    if not hasattr(jax.sharding, "reshard"):  # nor such types
+    place, spec = _explicit_spec(other)
+    if place is None or _explicit_spec(x)[1] == spec:
         return x
-    return jax.sharding.reshard(x, wanted)
+    return jax.sharding.reshard(x, NamedSharding(place.mesh, PartitionSpec(*spec)))
 
 
 def spread(scale: jax.Array, shape: Shape) -> jax.Array:
@@ -162,6 +169,8 @@ def _largest_along(x: jax.Array, axis: int, blocks: int) -> jax.Array:
     """The largest element >= 0 of each of so many blocks of one axis."""
     n = x.shape[axis]
     span = -(-n // blocks)
+    if blocks % _explicit_pieces(x, axis) and blocks > 1:
+        x = _whole_along(x, axis)  # no device has whole blocks
     if span * blocks > n:
         padding = [(0, 0)] * x.ndim
         padding[axis] = (0, span * blocks - n)
@@ -171,16 +180,62 @@ def _largest_along(x: jax.Array, axis: int, blocks: int) -> jax.Array:
     # The first steps as comparisons of slices: XLA fuses them with what makes x, which
     # it would write to memory for a reduction. No NaN is larger than what there is.
     part = span // _SLICES
+    runs = _run_count(part, _RUN if axis == x.ndim - 1 else _ROWS)
+    along = _explicit_pieces(x, axis)
+    if runs % along or (span - part * _SLICES) % along:
+        part = 0
     rest = jax.lax.slice_in_dim(x, part * _SLICES, span, axis=axis)
     found = jnp.max(jnp.where(jnp.isnan(rest), 0, rest), axis=axis, initial=0)
     if part:
+        x = _in_runs(jax.lax.slice_in_dim(x, 0, part * _SLICES, axis=axis), axis, runs)
         pieces = [
-            jax.lax.slice_in_dim(x, i * part, (i + 1) * part, axis=axis)
-            for i in range(_SLICES)
+            jax.lax.slice_in_dim(x, i, i + 1, axis=axis + 1) for i in range(_SLICES)
         ]
         # Not by a comparison with 0, which XLA takes to be true of absolute values.
         largest = jnp.where(jnp.isnan(pieces[0]), 0, pieces[0])
         for piece in pieces[1:]:
             largest = jnp.where(piece > largest, piece, largest)
-        found = jnp.maximum(found, jnp.max(largest, axis=axis))
+        found = jnp.maximum(found, jnp.max(largest, axis=(axis, axis + 1, axis + 2)))
     return found
+
+
+def _run_count(part: int, shortest: int) -> int:
+    """Into how many runs a slice is divided, all of a length."""
+    most = max(part // shortest, 1)
+    return next(n for n in range(most, 0, -1) if part % n == 0)
+
+
+def _in_runs(x: jax.Array, axis: int, runs: int) -> jax.Array:
+    """An axis as (runs, slices, elements of a run)."""
+    before, n, behind = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    shape = (*before, runs, _SLICES, n // (runs * _SLICES), *behind)
+    if _explicit_pieces(x, axis) == 1:
+        return x.reshape(shape)
+    place, spec = _explicit_spec(x)
+    spec = [*spec[: axis + 1], None, None, *spec[axis + 1 :]]
+    place = NamedSharding(place.mesh, PartitionSpec(*spec))
+    lax: Any = jax.lax
+    return lax.reshape(x, shape, out_sharding=place)
+
+
+def _whole_along(x: jax.Array, axis: int) -> jax.Array:
+    """An array with one axis on every device, on a mesh with explicit axes."""
+    place, spec = _explicit_spec(x)
+    spec[axis] = None
+    return jax.sharding.reshard(x, NamedSharding(place.mesh, PartitionSpec(*spec)))
+
+
+def _explicit_spec(x: jax.Array) -> tuple[Any, list[Any]]:
+    """The sharding that is a part of an array's type; and its spec, axis by axis."""
+    place: Any = getattr(jax.typeof(x), "sharding", None)
+    if place is None or place.mesh.empty:
+        return None, [None] * x.ndim
+    return place, [*place.spec, *[None] * (x.ndim - len(place.spec))]
+
+
+def _explicit_pieces(x: jax.Array, axis: int) -> int:
+    """How many devices divide an axis, where that is a part of the array's type."""
+    place, spec = _explicit_spec(x)
+    names = spec[axis] or ()
+    names = (names,) if isinstance(names, str) else names
+    return math.prod(place.mesh.shape[name] for name in names)

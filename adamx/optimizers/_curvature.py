@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx import _checks, _tree
+from adamx import _checks, _tree, _varying
 from adamx._types import PyTree, at_least_single, dtype_of
 
 PROBES = ("rademacher", "gaussian")
@@ -97,8 +97,10 @@ def hutchinson(
     draw = jax.random.rademacher if probe == "rademacher" else jax.random.normal
 
     def noise(index: int, p: jax.Array) -> jax.Array:
-        one = jax.random.fold_in(key, index)
-        return draw(one, p.shape, at_least_single(p.dtype)).astype(p.dtype)
+        # Pieces with the same signs would be taken for one another in the product.
+        one = _varying.key_of_piece(jax.random.fold_in(key, index), p)
+        drawn = draw(one, p.shape, at_least_single(p.dtype)).astype(p.dtype)
+        return _varying.like(drawn, p)
 
     def scalar_loss(values: list[jax.Array]) -> jax.Array:
         loss = loss_fn(rebuild(values))
@@ -144,6 +146,13 @@ def gauss_newton_bartlett(
                 "`logits_fn` must return an array of logits of shape (..., classes), "
                 f"got {jax.tree.map(jnp.shape, logits)}; leave out auxiliary output, "
                 "and do not reduce the logits to a loss: labels are drawn from them."
+            )
+        if apart := _varying.beyond(logits, arrays):
+            raise ValueError(
+                "`logits_fn` must return the logits of the whole batch, got those of a "
+                f"device, in pieces along {', '.join(map(repr, sorted(apart)))} of the "
+                "surrounding shard_map: their labels are drawn, and squared, as one. "
+                "Pass hessian_fn, or put shard_map inside of logits_fn."
             )
         # In bfloat16 both the draw and the loss would be off by a percent.
         logits = _tree.wide(logits)

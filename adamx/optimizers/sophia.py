@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adamx import _checks, _scalars, _tree, moments
+from adamx import _checks, _scalars, _tree, _varying, moments
 from adamx._types import GradientTransformationExtraArgs, PyTree
 from adamx.optimizers import _curvature
 from adamx.reading import unboxed
@@ -243,7 +243,7 @@ def scale_by_sophia(
 
         interval = jnp.asarray(update_interval).astype(state.count.dtype)
         is_due = state.count % interval == 0
-        nu = jax.lax.cond(is_due, estimate, lambda nu: nu, state.nu)
+        nu = _varying.cond(is_due, lambda: estimate(state.nu), lambda: state.nu)
         updates, new = moments.apply_rule(
             sophia_leaf,
             updates,

@@ -9,12 +9,27 @@ element for the scales of codes):
     under jit                    the whole arrays, however they and the state are
                                  sharded, automatically or by explicit axes
     inside shard_map, pmap       the device's piece alone; over all pieces with
-                                 `axis_name`, which clip_by_global_norm, guard, lamb,
-                                 stable_adamw, clip_by_update_rms, adam_mini have
+                                 `axis_name`, which clip_by_global_norm, guard,
+                                 loss_scaling, lamb, stable_adamw, clip_by_update_rms,
+                                 adam_mini have
 
-In pieces alone, inside shard_map and pmap: `diagnose`, `loss_scaling`, the scales of
-codes, and in States what is the mean or the largest over layers (`trust_ratio_mean`,
-`update_rms`), where layers are on several devices.
+In pieces alone, inside shard_map and pmap:
+
+    codes            scales of their own for each piece, see `adamx.codecs`
+    diagnose         the table of a device is that of its pieces; as an output of
+                     shard_map, tables follow one another
+    cautious         what is dropped is made up for within a piece
+    swats            the estimate, and so the switch, are of a device: not to be used
+                     where parameters are copies along some axes
+    adam_to_sgd      the matched rate; give `sgd_learning_rate`
+    sophia_h         draws signs of its own for each piece; sophia_g needs the logits of
+                     the whole batch
+    in States        the mean or the largest over layers (`trust_ratio_mean`,
+                     `update_rms`), where layers are on several devices
+
+Every wrapper that chooses around what sums over devices (guard, loss_scaling) needs the
+same `axis_name`: a device that skips a step would be waited for, for ever. shard_map's
+types tell, and it is an error; pmap and check_vma=False have none.
 """
 
 from adamx.sharding._collectives import Collective as Collective

@@ -9,6 +9,7 @@ float32, and has no reduce-scatter of its own.)
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -39,6 +40,7 @@ def plan(
     batch_axes: str | tuple[str, ...] | None = None,
     devices: Sequence[Any] | None = None,
     name: str = "",
+    extra_args: Mapping[str, Any] = MappingProxyType({}),
 ) -> Plan:
     """Bytes per device, and bytes moved, of a training step that does not fit here.
 
@@ -60,7 +62,7 @@ def plan(
     collectives of the update; with `devices`, those of their platform.
 
     Args:
-      tx: any transformation whose step needs no extra arguments; or `fused` of it.
+      tx: any transformation, or `fused` of it.
       param_shapes: a tree of arrays or of `jax.ShapeDtypeStruct`, nested dicts of
         shapes, the name of a model (`model_shapes`), or a `pathlib.Path` of a JSON file
         of shapes: {"dense": {"kernel": [8, 4]}}.
@@ -77,13 +79,16 @@ def plan(
         them. None: those of `zero1`, and those named data, batch, dp, replica, fsdp.
       devices: to compile for these, here, as many as the mesh has; None: see above.
       name: to be printed.
+      extra_args: what the step takes beside gradients, state and parameters, such as
+        {"value": 0.0} (a loss that is watched). Sophia's curvature is a backward pass
+        and not planned: {"hessian_fn": lambda params, key: params} stands for it.
 
     Returns:
       A `Plan`, which prints itself as a table.
 
     Raises:
       TypeError, ValueError: an argument out of its range, or as in `state_shardings`;
-        a step that cannot be traced without extra arguments or be compiled elsewhere.
+        a step that cannot be traced, or be compiled elsewhere.
       RuntimeError: the other process failed.
 
     >>> import adamx
@@ -101,6 +106,7 @@ def plan(
         grad_dtype=grad_dtype,
         batch_axes=batch_axes,
         devices=devices,
+        extra_args=extra_args,
     )
     return table.plans[0]
 
@@ -116,13 +122,14 @@ def plans(
     grad_dtype: Any = None,
     batch_axes: str | tuple[str, ...] | None = None,
     devices: Sequence[Any] | None = None,
+    extra_args: Mapping[str, Any] = MappingProxyType({}),
 ) -> PlanTable:
     """Several optimizers on the same mesh, in one table.
 
     Args:
       txs: transformations by the name to be printed.
       param_shapes, mesh_shape, param_specs, zero1, dtype, grad_dtype, batch_axes,
-        devices: see `plan`.
+        devices, extra_args: see `plan`.
 
     Returns:
       A `PlanTable`: a `Plan` for each, in the same order.
@@ -147,7 +154,7 @@ def plans(
     for name, tx in txs.items():
         try:
             places.append(place(tx, shapes, specs, zero1, mesh))
-            jobs.append(_job(tx, shapes, grads, places[-1]))
+            jobs.append(_job(tx, shapes, grads, places[-1], extra_args))
         except (ValueError, TypeError) as error:
             if len(txs) == 1:
                 raise
@@ -212,7 +219,9 @@ def _batch_axes(given: Any, zero1: Any, axes: Mapping[str, int]) -> tuple[str, .
 # ----------------------------------------------------------------------------- step
 
 
-def _job(tx: Any, shapes: PyTree, grads: PyTree, at: Placement) -> Job:
+def _job(
+    tx: Any, shapes: PyTree, grads: PyTree, at: Placement, extra: Mapping[str, Any]
+) -> Job:
     """The step on flat lists: parameters and state, gradients."""
     step = (tx if isinstance(tx, Fused) else fused(tx)).step
     params, structure = jax.tree.flatten(shapes)
@@ -224,12 +233,22 @@ def _job(tx: Any, shapes: PyTree, grads: PyTree, at: Placement) -> Job:
             structure.unflatten(arrays[m:]),  # type: ignore[attr-defined]
             state_structure.unflatten(arrays[n:m]),  # type: ignore[attr-defined]
             structure.unflatten(arrays[:n]),  # type: ignore[attr-defined]
+            **extra,
         )
         return jax.tree.leaves(new)
 
     arguments = [*params, *state, *jax.tree.leaves(grads)]
     step_of_lists = jax.jit(flat)
-    step_of_lists.eval_shape(*arguments)  # what the transformation has to say itself
+    try:
+        step_of_lists.eval_shape(*arguments)
+    except (ValueError, TypeError) as error:
+        if extra:
+            raise
+        raise type(error)(
+            f"{error} For a plan: what the step takes beside gradients, state and "
+            "parameters goes into `extra_args`, e.g. {'value': 0.0}, or "
+            "{'hessian_fn': lambda params, key: params} for Sophia."
+        ) from error
     own = [_specs.as_spec(dims) for dims in at.given.dims]
     rest = [_specs.as_spec(dims) for dims in at.dims]
     specs: list[PartitionSpec] = [*own, *rest]

@@ -149,7 +149,8 @@ def state_shardings(
     parameters are left in pieces.
 
     Values are those of one device: bit for bit where the algorithm goes element by
-    element; sums (norms, LAMB) are added up in another order.
+    element (but for the last place where b1 or b2 are traced, as by
+    `with_hyperparams`); sums (norms, LAMB) are added up in another order.
 
     Args:
       tx: any transformation, or what `fused` makes of it.
