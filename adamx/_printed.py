@@ -13,7 +13,7 @@ def as_text(renderable: Any, width: int | None = None) -> str:
     width = width or shutil.get_terminal_size((100, 24)).columns
     console = Console(file=io.StringIO(), width=width, color_system=None)
     with console.capture() as captured:
-        console.print(renderable)
+        console.print(renderable, crop=False)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
