@@ -118,6 +118,7 @@ def apply_rule(
     starts = iter(zip(*columns, strict=True) if slots else [()] * len(leaves))
     turn = jnp.zeros((), jnp.float32)
     once = traced_once(rule)
+    by_dtype: dict[Any, dict[str, Any]] = {}
 
     def leaf(g: Any, p: Any, *arrays: jax.Array) -> tuple[jax.Array, ...]:
         nonlocal turn
@@ -125,7 +126,9 @@ def apply_rule(
         held = [at_turn(turn, own) for own in deal(arrays, slots)]
         dtype = _arithmetic_dtype(g, held)
         real = real_dtype(dtype)
-        values = jax.tree.map(lambda v: _as_scalar(v, real), scalars)
+        if real not in by_dtype:
+            by_dtype[real] = jax.tree.map(lambda v: _as_scalar(v, real), scalars)
+        values = {**by_dtype[real]}
         values |= dict(zip(order, next(rows), strict=True))
         # The types of what a rule chooses between must agree.
         own_codes = held[0][0] if held else g

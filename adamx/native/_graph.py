@@ -26,6 +26,9 @@ _CALLS = {
 }
 
 
+UNKNOWN = object()
+
+
 class Value:
     """An array inside a graph.
 
@@ -34,9 +37,10 @@ class Value:
       shape, dtype: the same, the dtype by its name.
       node: what computes it; None for an argument or a constant.
       index: which of the node's results it is.
+      elements: what one element of it is made of, once somebody found out.
     """
 
-    __slots__ = ("aval", "dtype", "index", "node", "shape")
+    __slots__ = ("aval", "dtype", "elements", "index", "node", "shape")
 
     def __init__(self, aval: Any, node: "Node | None" = None, index: int = 0):
         self.aval = aval
@@ -44,6 +48,7 @@ class Value:
         self.dtype = dtype_name(getattr(aval, "dtype", None))
         self.node = node
         self.index = index
+        self.elements: Any = UNKNOWN
 
 
 class Number:

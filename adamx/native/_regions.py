@@ -14,7 +14,15 @@ import math
 from collections.abc import Sequence
 
 from adamx.native import _operations
-from adamx.native._graph import PASSED_ON, Graph, Node, Operand, Value, is_single
+from adamx.native._graph import (
+    PASSED_ON,
+    UNKNOWN,
+    Graph,
+    Node,
+    Operand,
+    Value,
+    is_single,
+)
 
 # Results that are in memory in any case: an array may be read from there.
 _IN_MEMORY = ("cond", "while", "scan", "dot_general", "conv_general_dilated", "psum")
@@ -105,6 +113,12 @@ def is_position(value: Operand) -> bool:
 
 def _elements_of(value: Value) -> Sequence[Operand] | None:
     """What one element of a computed value is made of; None: not of single elements."""
+    if value.elements is UNKNOWN:
+        value.elements = _find_elements(value)
+    return value.elements
+
+
+def _find_elements(value: Value) -> Sequence[Operand] | None:
     node = value.node
     assert node is not None
     if node.name in PASSED_ON:
