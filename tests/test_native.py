@@ -534,6 +534,73 @@ def test_reductions_of_every_kind():
             np.testing.assert_allclose(run(value)[name], old, rtol=1e-6, err_msg=name)
 
 
+# ---------------------------------------------------------------------- graphs
+
+
+def alike(function: Any, *args: Any) -> None:
+    """The results of the passes, which are called, and those of XLA."""
+    run = jax.jit(lambda *args: in_passes(function, *args))
+    assert CALL.search(text_of(run, *args))
+    pairs = zip(
+        jax.tree.leaves(run(*args)),
+        jax.tree.leaves(jax.jit(function)(*args)),
+        strict=True,
+    )
+    for new, old in pairs:
+        assert (new.dtype, new.shape) == (old.dtype, old.shape)
+        np.testing.assert_allclose(new, old, rtol=1e-6)
+
+
+def test_places_in_an_array_are_known_outside_of_passes():
+    """Random rounding counts elements: in vmap too, and on several devices."""
+    codec = adamx.codecs.bfloat16_stochastic()
+    tx = adamx.adam(LR, mu_dtype=codec, nu_dtype=codec)
+
+    def run(kernel: str) -> Any:
+        step = adamx.fused(tx, kernel=kernel).step
+        return jax.jit(jax.vmap(lambda p: step(p, tx.init(p), p)[0]))
+
+    p = jnp.linspace(-1, 1, 24).reshape(2, 3, 4)
+    np.testing.assert_allclose(run("native")(p), run("xla")(p), rtol=1e-6)
+
+
+def test_barriers_over_several_shapes():
+    x, y = jnp.linspace(-1, 1, 12).reshape(3, 4), jnp.arange(5.0)
+
+    def two_shapes(x: jax.Array, y: jax.Array) -> Any:
+        a, b = jax.lax.optimization_barrier((x * 2, y * 3))
+        return a + 1, b + 1
+
+    def half_in_a_pass(x: jax.Array, y: jax.Array) -> Any:
+        a, b = jax.lax.optimization_barrier((x * 2, y * 3))
+        c = jnp.concatenate([jax.lax.cumsum(a).reshape(-1), b])
+        return a, jax.lax.cumsum(c)
+
+    alike(two_shapes, x, y)
+    alike(half_in_a_pass, x, y)
+
+
+def test_integers_wrap_around_between_operations():
+    low = jnp.array([-128, -127, 5, 127], jnp.int8)
+    alike(lambda x: jnp.abs(x).astype(jnp.float32), low)
+    high = jnp.array([2**31 + 7, 3], jnp.uint32)
+    far = jnp.array([3, 40], jnp.uint32)
+    alike(jax.lax.shift_right_arithmetic, high, far)
+
+
+def test_what_calls_back_is_called_in_order():
+    seen: list[float] = []
+
+    def function(x: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda n: seen.append(float(n)), jnp.sum(x), ordered=True)
+        jax.debug.callback(lambda n: seen.append(float(n)), x[0], ordered=True)
+        return x * 2
+
+    alike(function, jnp.arange(1.0, 5.0))
+    jax.effects_barrier()
+    assert seen == [10.0, 1.0] * 2
+
+
 # ------------------------------------------------------------------- the compiler
 
 
