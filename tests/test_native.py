@@ -687,6 +687,61 @@ def test_a_cache_that_others_could_write_to_is_not_used(tmp_path):
     assert not list(shared.iterdir())
 
 
+def test_a_compiler_with_arguments_and_a_folder_with_a_space(tmp_path):
+    folder = tmp_path / "a folder"
+    cc = f"{_build.compiler()} -DWITH_ARGUMENTS"
+    run = script("run(p, init(p), g); print('ran')", CC=cc, ADAMX_CACHE=str(folder))
+    assert run.stdout == "ran\n", run.stderr
+    assert "adamx: " not in run.stderr
+    assert len(list(folder.glob("*.so"))) == 1
+
+
+def compiled_anew(x: float) -> Any:
+    """A program that no other test has: it is not loaded yet."""
+    return jax.jit(lambda p: in_passes(lambda p: p * x, p))
+
+
+def test_a_broken_file_in_the_cache_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADAMX_CACHE", str(tmp_path))
+    real = _build._compiled
+
+    def broken(folder: Any, name: str, text: str) -> Any:
+        if folder == tmp_path:
+            (folder / f"{name}.so").write_bytes(b"")
+        return real(folder, name, text)
+
+    monkeypatch.setattr(_build, "_compiled", broken)
+    np.testing.assert_array_equal(compiled_anew(1.25)(jnp.ones(3)), 1.25)
+
+
+def test_without_a_home_programs_are_kept_for_this_process(monkeypatch):
+    def home() -> Any:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ADAMX_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(_build.pathlib.Path, "home", home)
+    assert _build._own_folder() == _build._temporary_folder()
+
+
+def test_threads_that_trace_one_program_register_it_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADAMX_CACHE", str(tmp_path))
+    made: list[str] = []
+    real = _build._compiled
+
+    def slow(folder: Any, name: str, text: str) -> Any:
+        made.append(name)
+        path = real(folder, name, text)
+        made[-1] += " is there"
+        return path
+
+    monkeypatch.setattr(_build, "_compiled", slow)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda _: compiled_anew(1.75)(jnp.ones(3)), range(4))
+        assert all(np.all(np.asarray(x) == 1.75) for x in found)
+    assert len(made) == 1
+
+
 @pytest.mark.slow
 def test_address_sanitizer_finds_nothing(tmp_path):
     found = subprocess.run(
