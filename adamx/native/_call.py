@@ -65,7 +65,8 @@ def run_nodes(region: Region, known: dict[Value, Any]) -> list[Any]:
         ]
         if is_position(node.outputs[0]):
             # A region begins with the places in the array, not with what counts them.
-            inputs = [x.node.run([])[0] for x in node.inputs if isinstance(x, Value)]
+            counts = [x.node for x in node.inputs if isinstance(x, Value)]
+            inputs = [made.run([])[0] for made in counts if made is not None]
         if node.name in PASSED_ON and any(x is None for x in inputs):
             # Something that passes through it is no part of this region.
             known |= dict(zip(node.outputs, inputs, strict=True))
