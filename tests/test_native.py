@@ -534,6 +534,73 @@ def test_reductions_of_every_kind():
             np.testing.assert_allclose(run(value)[name], old, rtol=1e-6, err_msg=name)
 
 
+# ---------------------------------------------------------------------- graphs
+
+
+def alike(function: Any, *args: Any) -> None:
+    """The results of the passes, which are called, and those of XLA."""
+    run = jax.jit(lambda *args: in_passes(function, *args))
+    assert CALL.search(text_of(run, *args))
+    pairs = zip(
+        jax.tree.leaves(run(*args)),
+        jax.tree.leaves(jax.jit(function)(*args)),
+        strict=True,
+    )
+    for new, old in pairs:
+        assert (new.dtype, new.shape) == (old.dtype, old.shape)
+        np.testing.assert_allclose(new, old, rtol=1e-6)
+
+
+def test_places_in_an_array_are_known_outside_of_passes():
+    """Random rounding counts elements: in vmap too, and on several devices."""
+    codec = adamx.codecs.bfloat16_stochastic()
+    tx = adamx.adam(LR, mu_dtype=codec, nu_dtype=codec)
+
+    def run(kernel: str) -> Any:
+        step = adamx.fused(tx, kernel=kernel).step
+        return jax.jit(jax.vmap(lambda p: step(p, tx.init(p), p)[0]))
+
+    p = jnp.linspace(-1, 1, 24).reshape(2, 3, 4)
+    np.testing.assert_allclose(run("native")(p), run("xla")(p), rtol=1e-6)
+
+
+def test_barriers_over_several_shapes():
+    x, y = jnp.linspace(-1, 1, 12).reshape(3, 4), jnp.arange(5.0)
+
+    def two_shapes(x: jax.Array, y: jax.Array) -> Any:
+        a, b = jax.lax.optimization_barrier((x * 2, y * 3))
+        return a + 1, b + 1
+
+    def half_in_a_pass(x: jax.Array, y: jax.Array) -> Any:
+        a, b = jax.lax.optimization_barrier((x * 2, y * 3))
+        c = jnp.concatenate([jax.lax.cumsum(a).reshape(-1), b])
+        return a, jax.lax.cumsum(c)
+
+    alike(two_shapes, x, y)
+    alike(half_in_a_pass, x, y)
+
+
+def test_integers_wrap_around_between_operations():
+    low = jnp.array([-128, -127, 5, 127], jnp.int8)
+    alike(lambda x: jnp.abs(x).astype(jnp.float32), low)
+    high = jnp.array([2**31 + 7, 3], jnp.uint32)
+    far = jnp.array([3, 40], jnp.uint32)
+    alike(jax.lax.shift_right_arithmetic, high, far)
+
+
+def test_what_calls_back_is_called_in_order():
+    seen: list[float] = []
+
+    def function(x: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda n: seen.append(float(n)), jnp.sum(x), ordered=True)
+        jax.debug.callback(lambda n: seen.append(float(n)), x[0], ordered=True)
+        return x * 2
+
+    alike(function, jnp.arange(1.0, 5.0))
+    jax.effects_barrier()
+    assert seen == [10.0, 1.0] * 2
+
+
 # ------------------------------------------------------------------- the compiler
 
 
@@ -618,6 +685,61 @@ def test_a_cache_that_others_could_write_to_is_not_used(tmp_path):
     run = script("q, s = run(p, init(p), g); print('ran')", ADAMX_CACHE=str(shared))
     assert run.stdout == "ran\n", run.stderr
     assert not list(shared.iterdir())
+
+
+def test_a_compiler_with_arguments_and_a_folder_with_a_space(tmp_path):
+    folder = tmp_path / "a folder"
+    cc = f"{_build.compiler()} -DWITH_ARGUMENTS"
+    run = script("run(p, init(p), g); print('ran')", CC=cc, ADAMX_CACHE=str(folder))
+    assert run.stdout == "ran\n", run.stderr
+    assert "adamx: " not in run.stderr
+    assert len(list(folder.glob("*.so"))) == 1
+
+
+def compiled_anew(x: float) -> Any:
+    """A program that no other test has: it is not loaded yet."""
+    return jax.jit(lambda p: in_passes(lambda p: p * x, p))
+
+
+def test_a_broken_file_in_the_cache_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADAMX_CACHE", str(tmp_path))
+    real = _build._compiled
+
+    def broken(folder: Any, name: str, text: str) -> Any:
+        if folder == tmp_path:
+            (folder / f"{name}.so").write_bytes(b"")
+        return real(folder, name, text)
+
+    monkeypatch.setattr(_build, "_compiled", broken)
+    np.testing.assert_array_equal(compiled_anew(1.25)(jnp.ones(3)), 1.25)
+
+
+def test_without_a_home_programs_are_kept_for_this_process(monkeypatch):
+    def home() -> Any:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ADAMX_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(_build.pathlib.Path, "home", home)
+    assert _build._own_folder() == _build._temporary_folder()
+
+
+def test_threads_that_trace_one_program_register_it_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADAMX_CACHE", str(tmp_path))
+    made: list[str] = []
+    real = _build._compiled
+
+    def slow(folder: Any, name: str, text: str) -> Any:
+        made.append(name)
+        path = real(folder, name, text)
+        made[-1] += " is there"
+        return path
+
+    monkeypatch.setattr(_build, "_compiled", slow)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda _: compiled_anew(1.75)(jnp.ones(3)), range(4))
+        assert all(np.all(np.asarray(x) == 1.75) for x in found)
+    assert len(made) == 1
 
 
 @pytest.mark.slow

@@ -6,10 +6,11 @@ import hashlib
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
+import threading
 import warnings
 from typing import Any
 
@@ -23,15 +24,18 @@ _FLAGS = (
     "-fno-tree-pre",
 )
 _loaded: dict[str, Any] = {}
+_lock = threading.Lock()
 
 
 @functools.cache
 def compiler() -> str | None:
     """The path of the C compiler: that of `CC`, else the system's; None without one.
 
+    What follows the name in `CC` ("ccache gcc") is in `_command`.
+
     Warns, once, where there is none.
     """
-    names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
+    names = _words("CC")[:1] or ["cc", "gcc", "clang"]
     for name in names:
         path = shutil.which(name)
         if path is not None and os.name == "posix":
@@ -43,6 +47,18 @@ def compiler() -> str | None:
         stacklevel=2,
     )
     return None
+
+
+def _words(variable: str) -> list[str]:
+    try:
+        return shlex.split(os.environ.get(variable, ""))
+    except ValueError:  # a quote that does not end
+        return os.environ[variable].split()
+
+
+def _command() -> list[str]:
+    """The compiler, and the arguments that `CC` gives it."""
+    return [str(compiler()), *_words("CC")[1:]]
 
 
 def cache_folder() -> pathlib.Path:
@@ -57,16 +73,21 @@ def cache_folder() -> pathlib.Path:
 def _machine() -> str:
     """What a compiled program depends on beside its source."""
     processor = platform.processor()
-    if sys.platform == "linux":
-        lines = pathlib.Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    known = pathlib.Path("/proc/cpuinfo")
+    if known.is_file():
+        lines = known.read_text(errors="replace").splitlines()
         features = [
             line for line in lines if line.lower().startswith(("flags", "feat"))
         ]
         processor += "".join(features[:1])
-    found = compiler()
-    assert found is not None
-    version = subprocess.run([found, "--version"], capture_output=True, text=True)
-    return "\n".join((platform.machine(), processor, version.stdout, *_flags()))
+    command = _command()
+    version = _run([*command, "--version"]).stdout
+    parts = (platform.machine(), processor, version, *command[1:], *_flags())
+    return "\n".join(parts)
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, errors="replace")
 
 
 def _flags() -> tuple[str, ...]:
@@ -86,34 +107,48 @@ def target_of(text: str) -> str | None:
     """
     if compiler() is None:
         return None
+    with _lock:  # a name is registered once, whichever thread traces it first
+        return _registered(text)
+
+
+def _registered(text: str) -> str | None:
     header = pathlib.Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h"
     parts = (text, _machine(), header.read_text("utf-8"))
     name = f"adamx_{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}"
     if name not in _loaded:
-        path = _compiled(name, text)
-        if path is None:
+        library = _library(name, text)
+        if library is None:
             return None
-        library = ctypes.CDLL(str(path))
         capsule = jax.ffi.pycapsule(library.adamx_pass)
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
         _loaded[name] = library
     return name
 
 
-def _compiled(name: str, text: str) -> pathlib.Path | None:
-    folder = _own_folder()
+def _library(name: str, text: str) -> Any:
+    """The program, loaded; None where it cannot be compiled or loaded (warns)."""
+    try:
+        path = _compiled(_own_folder(), name, text)
+        return path and ctypes.CDLL(str(path))
+    except OSError:
+        pass  # a broken file, a full disk, a folder that nothing is run from
+    try:
+        path = _compiled(_temporary_folder(), name, text)
+        return path and ctypes.CDLL(str(path))
+    except OSError as error:
+        _warn_of_failure(str(error))
+        return None
+
+
+def _compiled(folder: pathlib.Path, name: str, text: str) -> pathlib.Path | None:
     path = folder / f"{name}.so"
     if path.is_file():
         return path
     with tempfile.TemporaryDirectory(dir=folder) as work:
         source, made = pathlib.Path(work, f"{name}.c"), pathlib.Path(work, f"{name}.so")
         source.write_text(text, "utf-8")
-        command = [str(compiler()), *_flags(), f"-I{jax.ffi.include_dir()}"]
-        run = subprocess.run(
-            [*command, str(source), "-o", str(made), "-lm"],
-            capture_output=True,
-            text=True,
-        )
+        command = [*_command(), *_flags(), f"-I{jax.ffi.include_dir()}"]
+        run = _run([*command, str(source), "-o", str(made), "-lm"])
         if run.returncode:
             _warn_of_failure(run.stderr)
             return None
@@ -134,14 +169,14 @@ def _warn_of_failure(message: str) -> None:
 
 def _own_folder() -> pathlib.Path:
     """The cache folder if it is the user's alone, else one for this process."""
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
         is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
         if is_own and os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # the second: nobody knows a home
         pass
     return _temporary_folder()
 

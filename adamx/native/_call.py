@@ -15,7 +15,7 @@ from jax.interpreters import ad, batching, mlir
 
 from adamx.native import _build
 from adamx.native._graph import PASSED_ON, Value
-from adamx.native._regions import Region
+from adamx.native._regions import Region, is_position
 from adamx.native._source import Source
 
 
@@ -63,6 +63,10 @@ def run_nodes(region: Region, known: dict[Value, Any]) -> list[Any]:
         inputs = [
             known.get(x) if isinstance(x, Value) else x.value for x in node.inputs
         ]
+        if is_position(node.outputs[0]):
+            # A region begins with the places in the array, not with what counts them.
+            counts = [x.node for x in node.inputs if isinstance(x, Value)]
+            inputs = [made.run([])[0] for made in counts if made is not None]
         if node.name in PASSED_ON and any(x is None for x in inputs):
             # Something that passes through it is no part of this region.
             known |= dict(zip(node.outputs, inputs, strict=True))

@@ -189,7 +189,9 @@ def _identity(params: Any, dtypes: Any, result: str, x: Any) -> str:
 def _absolute(params: Any, dtypes: Any, result: str, x: Any) -> str:
     if _is_float(result):
         return f"fabs{'' if result == 'float64' else 'f'}({x[0]})"
-    return f"({x[0]} < 0 ? -{x[0]} : {x[0]})" if result[0] == "i" else x[0]
+    if result[0] != "i":
+        return x[0]
+    return _narrow(result, f"{x[0]} < 0 ? 0u - {x[0]} : (uint32_t){x[0]}")
 
 
 def _negative(params: Any, dtypes: Any, result: str, x: Any) -> str:
@@ -257,7 +259,9 @@ def _shift(sign: str, is_signed: bool = False) -> Writer:
             return None
         far = f"(uint32_t){x[1]} > 31u"
         if is_signed:
-            return f"({x[0]} {sign} ({far} ? 31 : {x[1]}))"
+            return (
+                f"(({_TYPES[result][1]})((int32_t){x[0]} {sign} ({far} ? 31 : {x[1]})))"
+            )
         shifted = f"((uint32_t){x[0]} {sign} ({x[1]} & 31))"
         return f"(({_TYPES[result][1]})({far} ? 0u : {shifted}))"
 

@@ -192,7 +192,8 @@ def regions_of(graph: Graph) -> tuple[list[Region], set[Node]]:
     made = {value for region in regions for value in region.results}
     pending = [v for v in wanted if v not in made]
     pending += [v for region in regions for v in (*region.scalars, *region.reads)]
-    kept: set[Node] = set()
+    kept = {node for node in graph.nodes if has_effects(node)}
+    pending += [x for node in kept for x in node.inputs if isinstance(x, Value)]
     while pending:
         node = pending.pop().node
         if node is None or node in kept or node.outputs[0] in made:
@@ -206,6 +207,12 @@ def regions_of(graph: Graph) -> tuple[list[Region], set[Node]]:
             made.update(region.results)
             pending += [*region.scalars, *region.reads]
     return regions, kept
+
+
+def has_effects(node: Node) -> bool:
+    """Whether an operation does more than to compute: prints, calls back."""
+    effects = node.equation.effects
+    return any(type(effect).__name__ != "NamedAxisEffect" for effect in effects)
 
 
 def _is_made_of_elements(value: Value) -> bool:
@@ -228,7 +235,9 @@ def _joined(roots: list[Value]) -> list[Region]:
         if region is None:
             continue
         parent[root] = root
-        for part in (*region.nodes, *region.arrays):
+        # What only hands on may hand on arrays of several shapes.
+        shared = [node for node in region.nodes if node.name not in PASSED_ON]
+        for part in (*shared, *region.arrays):
             other = owner.setdefault(part, root)
             parent[first(root)] = first(other)
     groups: dict[Value, list[Value]] = {}

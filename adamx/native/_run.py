@@ -11,7 +11,7 @@ from jax.extend import core
 from adamx._types import PyTree
 from adamx.native import _call
 from adamx.native._graph import Graph, Node, Operand, Value, graph_of
-from adamx.native._regions import Region, merged, regions_of
+from adamx.native._regions import Region, has_effects, merged, regions_of
 from adamx.native._source import Source, source_of
 
 # Operands of one call: XLA's time for one grows faster than their number.
@@ -79,9 +79,8 @@ def _run(graph: Graph, leaves: Sequence[Any], owner: dict[Value, Value]) -> list
                 known[value] = found
         for node in work.nodes:
             inputs = [value_of(x) for x in node.inputs]
-            known |= dict(
-                zip(node.outputs, _run_node(node, inputs, owner), strict=True)
-            )
+            outputs = _run_node(node, inputs, owner)
+            known |= dict(zip(node.outputs, outputs, strict=True))
     return [value_of(operand) for operand in graph.outputs]
 
 
@@ -118,16 +117,23 @@ def _ordered(regions: Sequence[Region], kept: set[Node]) -> list[_Work]:
     """Regions and nodes by depth; each needs what is less deep, a node also its own."""
     depth: dict[Value, int] = {}
     maker = {value: region for region in regions for value in region.results}
+    done: set[Region | Node] = set()
+    effects = sorted(filter(has_effects, kept), key=lambda node: node.number)
+    before = dict(zip(effects[1:], effects, strict=False))
+    depth_of: dict[Node, int] = {}
 
     def own_depth(part: Region | Node) -> int:
         if isinstance(part, Node):
             reads = [x for x in part.inputs if isinstance(x, Value)]
-            return max((depth.get(v, 0) for v in reads), default=0)
+            earlier = [depth_of[before[part]]] if part in before else []
+            return max([0, *earlier, *(depth.get(v, 0) for v in reads)])
         return 1 + max(depth.get(v, 0) for v in (*part.scalars, *part.reads))
 
     def needs(part: Region | Node) -> list[Region | Node]:
         reads = part.inputs if isinstance(part, Node) else [*part.scalars, *part.reads]
         parts: list[Region | Node] = []
+        if isinstance(part, Node) and part in before and before[part] not in done:
+            parts.append(before[part])
         for v in reads:
             if isinstance(v, Value) and v not in depth:
                 if v in maker:
@@ -141,8 +147,7 @@ def _ordered(regions: Sequence[Region], kept: set[Node]) -> list[_Work]:
     pending: list[Region | Node] = [*regions, *kept]
     while pending:
         part = pending[-1]
-        results = part.results if isinstance(part, Region) else part.outputs
-        if results[0] in depth:
+        if part in done:
             pending.pop()
             continue
         first = needs(part)
@@ -150,11 +155,16 @@ def _ordered(regions: Sequence[Region], kept: set[Node]) -> list[_Work]:
             pending += first
             continue
         pending.pop()
+        done.add(part)
         own = own_depth(part)
-        depth |= dict.fromkeys(results, own)
         if isinstance(part, Region):
+            depth |= dict.fromkeys(part.results, own)
             found.setdefault(own, []).append(part)
         else:
+            # Some of what it hands on may be a region's result.
+            made = [v for v in part.outputs if v not in maker]
+            depth |= dict.fromkeys(made, own)
+            depth_of[part] = own
             nodes.setdefault(own, []).append(part)
     return [
         _Work(

@@ -299,10 +299,10 @@ def _wholes(sums: Sequence[_Sum]) -> list[str]:
 
 def _columns(sums: Sequence[_Sum]) -> list[str]:
     """Numbers by column: one set for each thread, in blocks of one type each."""
-    offsets, size = [], 0
-    for s in sums:
-        offsets.append(f"#define COLUMN_OFFSET{s.i} {size}")
-        size += {"float": 4, "double": 8}.get(s.type, 4)
+    # All as wide as the widest: a double after an odd number of floats is not aligned.
+    width = 8 if any(s.type == "double" for s in sums) else 4
+    offsets = [f"#define COLUMN_OFFSET{s.i} {n * width}" for n, s in enumerate(sums)]
+    size = width * len(sums)
 
     def loop(line: str) -> list[str]:
         lines = []
