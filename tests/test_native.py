@@ -373,6 +373,24 @@ def test_scan_vmap_and_grad():
         np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("codec", ["int8", "bfloat16"])
+def test_codes_where_xla_runs_them(codec):
+    """In a batch, on several devices, on other platforms."""
+    tx = adamw(mu_dtype=CODECS[codec](), nu_dtype=CODECS[codec]())
+    xla, native = (adamx.fused(tx, kernel=k).step for k in ("xla", "native"))
+    p = jnp.linspace(-1e-3, 1e-3, 4 * 8 * 40, dtype=jnp.float32).reshape(4, 8, 40)
+    state = jax.vmap(tx.init)(p)
+    found, wanted = (jax.jit(jax.vmap(f))(p * 9, state, p)[0] for f in (native, xla))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * LR)
+    one = (p[0] * 9, tx.init(p[0]), p[0])
+    jax.jit(native).trace(*one).lower(lowering_platforms=("cuda",))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    given = (jax.device_put(one[0], rows), one[1], jax.device_put(one[2], rows))
+    found, wanted = jax.jit(native)(*given)[0], jax.jit(xla)(*one)[0]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * LR)
+
+
 def test_codes_have_no_derivative_and_say_so():
     codec = adamx.codecs.bfloat16_stochastic()
     made = adamx.fused(adamw(mu_dtype=codec, nu_dtype=codec), kernel="native")
