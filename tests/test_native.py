@@ -760,6 +760,20 @@ def test_threads_that_trace_one_program_register_it_once(tmp_path, monkeypatch):
     assert len(made) == 1
 
 
+def test_columns_of_two_widths_are_aligned(tmp_path):
+    """The compiler's own check stops the process at an address that is not."""
+    body = """
+        from adamx.native import in_passes
+        jax.config.update("jax_enable_x64", True)
+        x = jnp.arange(70_000 * 7, dtype=jnp.float64).reshape(-1, 7)
+        widths = lambda x: (jnp.max(x.astype(jnp.float32), axis=0), jnp.max(x, axis=0))
+        print(jax.jit(lambda x: in_passes(widths, x))(x)[1][0])
+    """
+    flags = "-fsanitize=alignment -fsanitize-undefined-trap-on-error"
+    run = script(body, ADAMX_CFLAGS=flags, ADAMX_CACHE=str(tmp_path))
+    assert run.stdout == f"{69_999 * 7}.0\n", run.stderr
+
+
 @pytest.mark.slow
 def test_address_sanitizer_finds_nothing(tmp_path):
     found = subprocess.run(
