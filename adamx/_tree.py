@@ -52,6 +52,11 @@ def path_name(path: Sequence[Any]) -> str:
     return "/".join(parts) or "(root)"
 
 
+def is_box(path: Sequence[Any]) -> bool:
+    """Whether a path leads nowhere, or only into the box around an array."""
+    return not path or (len(path) == 1 and getattr(path[0], "name", None) in _BOXES)
+
+
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
     """The leaves of a tree by their path names, in the tree's order."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]

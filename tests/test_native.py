@@ -391,6 +391,31 @@ def test_codes_where_xla_runs_them(codec):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * LR)
 
 
+def test_a_result_that_waits_for_another_is_a_pass_of_its_own():
+    def chained(x: jax.Array) -> dict[str, jax.Array]:
+        doubled = x * 2
+        last = jnp.cumsum(doubled)[-1:].reshape(())
+        return {"doubled": doubled, "scaled": x * last, "both": doubled + last}
+
+    x = jnp.linspace(-1, 3, 9)
+    found = jax.jit(lambda x: in_passes(chained, x))(x)
+    for name, old in chained(x).items():
+        np.testing.assert_allclose(found[name], old, rtol=1e-6, err_msg=name)
+    tx = optax.chain(
+        *(optax.ema(0.9), optax.trace(0.9, nesterov=True), optax.centralize()),
+        *(optax.clip(0.1), optax.adaptive_grad_clip(0.1), optax.zero_nans()),
+        optax.clip_by_block_rms(0.1),
+    )
+    params = {"w": jnp.linspace(-1, 1, 40).reshape(5, 8), "b": jnp.ones(7)}
+    xla, native = (jax.jit(adamx.fused(tx, kernel=k).step) for k in ("xla", "native"))
+    args = (jax.tree.map(jnp.sin, params), tx.init(params), params)
+    assert CALL.search(text_of(native, *args))
+    for old, new in zip(
+        jax.tree.leaves(xla(*args)), jax.tree.leaves(native(*args)), strict=True
+    ):
+        np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-7)
+
+
 def test_codes_have_no_derivative_and_say_so():
     codec = adamx.codecs.bfloat16_stochastic()
     made = adamx.fused(adamw(mu_dtype=codec, nu_dtype=codec), kernel="native")

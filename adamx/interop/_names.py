@@ -255,7 +255,7 @@ def _below(tree: Any, kind: str, field: str, place: tuple[str, ...]) -> Iterator
     """The leaves of a tree like the parameters, or a single array."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     for path, leaf in flat:
-        name = _tree.path_name(path) if path else ""
+        name = "" if _tree.is_box(path) else _tree.path_name(path)
         shown = tuple(p for p in place if not p.startswith("group=")) if name else place
         yield Entry(Name(kind, field, name, shown), place, unboxed(leaf))
 

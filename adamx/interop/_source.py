@@ -118,9 +118,20 @@ class Source:
         return left
 
 
+# Where `save(folder, step, {"params": ..., "state": to_flat(state)})` has it.
+_STATE = "state/"
+# The name of an array that stands in no State.
+_BARE = "state/value"
+
+
 def _named(saved: Any) -> dict[Name, Any]:
     """By name, the arrays of a state or of a flat dict."""
     if isinstance(saved, Mapping):
+        keys = [key for key in saved if isinstance(key, str)]
+        is_part = any(key.startswith(_STATE) for key in keys)
+        if is_part and not any(key.startswith(_BARE) for key in keys):
+            below = {k: saved[k] for k in keys if k.startswith(_STATE)}
+            saved = {key.removeprefix(_STATE): x for key, x in below.items()}
         names = [parsed(key) if isinstance(key, str) else None for key in saved]
         if saved and all(names) and all(map(_is_array, saved.values())):
             pairs = zip(names, saved.values(), strict=True)

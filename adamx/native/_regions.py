@@ -11,7 +11,7 @@ them down.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from adamx.native import _operations
 from adamx.native._graph import (
@@ -188,7 +188,13 @@ def regions_of(graph: Graph) -> tuple[list[Region], set[Node]]:
     for value in graph.outputs:
         if isinstance(value, Value) and value.node is not None:
             wanted[value] = None
-    regions = _joined([v for v in wanted if _is_made_of_elements(v)])
+    cones = {
+        v: cone
+        for v in wanted
+        if _is_made_of_elements(v) and not _is_read(v) and (cone := _cone([v]))
+    }
+    sums = {node: cone for node in graph.nodes if (cone := _reduced(node))}
+    regions = _joined(cones, _stages(graph, cones, sums))
     made = {value for region in regions for value in region.results}
     pending = [v for v in wanted if v not in made]
     pending += [v for region in regions for v in (*region.scalars, *region.reads)]
@@ -198,7 +204,7 @@ def regions_of(graph: Graph) -> tuple[list[Region], set[Node]]:
         node = pending.pop().node
         if node is None or node in kept or node.outputs[0] in made:
             continue
-        region = _reduced(node)
+        region = sums.get(node)
         if region is None:
             kept.add(node)
             pending += [x for x in node.inputs if isinstance(x, Value)]
@@ -220,9 +226,40 @@ def _is_made_of_elements(value: Value) -> bool:
     return node is not None and len(value.shape) > 0 and math.prod(value.shape) > 0
 
 
-def _joined(roots: list[Value]) -> list[Region]:
-    """The regions of all results that have one; what shares anything, together."""
-    parent: dict[Value, Value] = {}
+def _stages(
+    graph: Graph, cones: dict[Value, Region], sums: dict[Node, Region]
+) -> dict[Value, int]:
+    """How many results must have been made before a value can be, one after another.
+
+    What a result reads from outside of its cone may depend on another result.
+    """
+    stages: dict[Value, int] = {}
+
+    def latest(values: Iterable[Operand]) -> int:
+        return max(
+            (stages.get(v, 0) for v in values if isinstance(v, Value)), default=0
+        )
+
+    for node in graph.nodes:
+        if node in sums:  # it computes its elements again, from what they are made of
+            whole = sums[node]
+            stages[node.outputs[0]] = latest([*whole.scalars, *whole.reads])
+            continue
+        for value in node.outputs:
+            cone = cones.get(value)
+            if cone is None:
+                stages[value] = latest(node.inputs)
+            else:
+                stages[value] = 1 + latest([*cone.scalars, *cone.reads])
+    return stages
+
+
+def _joined(cones: dict[Value, Region], stages: dict[Value, int]) -> list[Region]:
+    """The regions of all results that have one; what shares anything, together.
+
+    Not where one of them must be there for another: that would be a circle.
+    """
+    parent = {root: root for root in cones}
     owner: dict[object, Value] = {}
 
     def first(value: Value) -> Value:
@@ -230,15 +267,11 @@ def _joined(roots: list[Value]) -> list[Region]:
             parent[value] = value = parent[parent[value]]
         return value
 
-    for root in roots:
-        region = None if _is_read(root) else _cone([root])
-        if region is None:
-            continue
-        parent[root] = root
+    for root, cone in cones.items():
         # What only hands on may hand on arrays of several shapes.
-        shared = [node for node in region.nodes if node.name not in PASSED_ON]
-        for part in (*shared, *region.arrays):
-            other = owner.setdefault(part, root)
+        shared = [node for node in cone.nodes if node.name not in PASSED_ON]
+        for part in (*shared, *cone.arrays):
+            other = owner.setdefault((part, stages[root]), root)
             parent[first(root)] = first(other)
     groups: dict[Value, list[Value]] = {}
     for root in parent:

@@ -118,6 +118,7 @@ def _ordered(regions: Sequence[Region], kept: set[Node]) -> list[_Work]:
     depth: dict[Value, int] = {}
     maker = {value: region for region in regions for value in region.results}
     done: set[Region | Node] = set()
+    opened: set[Region | Node] = set()
     effects = sorted(filter(has_effects, kept), key=lambda node: node.number)
     before = dict(zip(effects[1:], effects, strict=False))
     depth_of: dict[Node, int] = {}
@@ -152,6 +153,8 @@ def _ordered(regions: Sequence[Region], kept: set[Node]) -> list[_Work]:
             continue
         first = needs(part)
         if first:
+            assert part not in opened, "an operation waits for its own result"
+            opened.add(part)
             pending += first
             continue
         pending.pop()
