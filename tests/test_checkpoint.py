@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adamx
@@ -302,3 +303,32 @@ def test_a_missing_file_is_named(saved, tmp_path):
         pytest.raises(CheckpointError, match=r"no checkpoint is whole.*manifest"),
     ):
         restore(tmp_path / "run", fallback=True)
+
+
+@pytest.mark.skipif(
+    not hasattr(nnx.Variable, "get_value"), reason="nnx.Optimizer was another one"
+)
+def test_a_whole_checkpoint_and_an_nnx_optimizer_migrate():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    old = nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)
+    grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    old.update(model, grads)
+    params = nnx.state(model, nnx.Param)
+    tx = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(1e-2))
+    found = adamx.interop.migrate(old, tx, params)
+    flat = adamx.interop.to_flat(old)
+    assert "scale_by_adam/count" in flat
+    whole = {f"state/{k}": x for k, x in flat.items()} | {"params/kernel": jnp.ones(3)}
+    again = adamx.interop.migrate(whole, tx, params)
+    for state in (found.state, again.state):
+        assert int(adamx.read(state).count) == 1
+        np.testing.assert_allclose(state[1][0].mu["bias"].get_value(), 0.1, rtol=1e-7)
+    new = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    new.opt_state = jax.tree.map(
+        lambda box, x: box.replace(x),
+        new.opt_state,
+        found.state,
+        is_leaf=lambda x: isinstance(x, nnx.Variable),
+    )
+    new.update(model, grads)
+    assert int(adamx.read(new).count) == 2
