@@ -11,7 +11,7 @@ from adamx.native._regions import Region, is_position, reduced_to
 
 # Independent sums, for the compiler to keep in one vector; and numbers that are made
 # before they are reduced, in the fastest cache: loops that do one thing are vectorised.
-_LANES = 16
+_LANES = 32
 _BLOCK = 512
 
 
@@ -248,13 +248,17 @@ class _Sum:
             place = f"col{i}[first_column + from + j]"
             step = f"{place} = STEP{i}({place}, {buffer}[j]);"
             return ["INDEPENDENT", "for (int j = 0; j < n; j++)", step]
+        lanes = f"for (int l = 0; l < {_LANES}; l++)"
         return [
-            f"int j{i} = 0;",
-            f"for (; j{i} + {_LANES} <= n; j{i} += {_LANES})",
-            f"for (int l = 0; l < {_LANES}; l++)",
-            f"acc{i}[l] = STEP{i}(acc{i}[l], {buffer}[j{i} + l]);",
-            f"for (int l = 0; j{i} + l < n; l++)",
-            f"acc{i}[l] = STEP{i}(acc{i}[l], {buffer}[j{i} + l]);",
+            # A copy, for the compiler to keep in registers.
+            f"{{ {self.type} t[{_LANES}];",
+            f"{lanes} t[l] = acc{i}[l];",
+            f"const int whole = n - n % {_LANES};",
+            f"for (int j = 0; j < whole; j += {_LANES})",
+            f"{lanes} t[l] = STEP{i}(t[l], {buffer}[j + l]);",
+            f"{lanes} acc{i}[l] = t[l];",
+            "for (int j = whole; j < n; j++)",
+            f"acc{i}[j - whole] = STEP{i}(acc{i}[j - whole], {buffer}[j]); }}",
         ]
 
     def total(self) -> list[str]:
