@@ -253,7 +253,7 @@ class _Sum:
             # A copy, for the compiler to keep in registers.
             f"{{ {self.type} t[{_LANES}];",
             f"{lanes} t[l] = acc{i}[l];",
-            f"const int whole = n - n % {_LANES};",
+            f"const int whole = n & ~{_LANES - 1};",
             f"for (int j = 0; j < whole; j += {_LANES})",
             f"{lanes} t[l] = STEP{i}(t[l], {buffer}[j + l]);",
             f"{lanes} acc{i}[l] = t[l];",
