@@ -38,8 +38,9 @@ SHAPES = {"matrix": (33, 17), "odd": (3, 5, 7), "one": (1,), "vector": (70_001,)
 CALL = re.compile(r'custom_call_target="adamx_')
 # A loop of XLA's over a leaf; in a conditional too.
 LOOP = re.compile(r"= \w+\[(33,17|3,5,7|70001)\]\S* fusion\(")
-# Their updates hold more than single elements: means of rows, and another gradient.
-MIXED = ("adam_mini", "sophia_h", "sophia_g")
+# Their updates hold more than single elements: means of rows, another gradient, and
+# whether anything in a row has a gradient.
+MIXED = ("adam_mini", "sophia_h", "sophia_g", "sparse_adam")
 
 
 @pytest.fixture(autouse=True, scope="module")
