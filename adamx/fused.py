@@ -87,8 +87,8 @@ def fused(tx: GradientTransformation, *, kernel: str = "xla") -> Fused:
 
     Raises:
       TypeError: `tx` is not a transformation.
-      ValueError: another `kernel`.
-      ValueError: gradients of another structure or shape than the parameters.
+      ValueError: another `kernel`; gradients of another structure or shape than the
+        parameters.
 
     >>> import adamx, jax, jax.numpy as jnp
     >>> init, step = fused(adamx.sgd(0.5))

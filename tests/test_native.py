@@ -595,19 +595,6 @@ def alike(function: Any, *args: Any) -> None:
         np.testing.assert_allclose(new, old, rtol=1e-6)
 
 
-def test_places_in_an_array_are_known_outside_of_passes():
-    """Random rounding counts elements: in vmap too, and on several devices."""
-    codec = adamx.codecs.bfloat16_stochastic()
-    tx = adamx.adam(LR, mu_dtype=codec, nu_dtype=codec)
-
-    def run(kernel: str) -> Any:
-        step = adamx.fused(tx, kernel=kernel).step
-        return jax.jit(jax.vmap(lambda p: step(p, tx.init(p), p)[0]))
-
-    p = jnp.linspace(-1, 1, 24).reshape(2, 3, 4)
-    np.testing.assert_allclose(run("native")(p), run("xla")(p), rtol=1e-6)
-
-
 def test_barriers_over_several_shapes():
     x, y = jnp.linspace(-1, 1, 12).reshape(3, 4), jnp.arange(5.0)
 

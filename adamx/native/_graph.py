@@ -25,7 +25,7 @@ _CALLS = {
     "custom_jvp_call": "call_jaxpr",  # its own derivative is lost: see `_call`
 }
 
-
+# Of a value's elements: nobody has asked yet.
 UNKNOWN = object()
 
 
