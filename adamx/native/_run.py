@@ -14,7 +14,7 @@ from adamx.native._graph import Graph, Node, Operand, Value, graph_of
 from adamx.native._regions import Region, has_effects, merged, regions_of
 from adamx.native._source import Source, source_of
 
-# Operands of one call: XLA's time for one grows faster than their number.
+# Leaves of one call: XLA's time for one grows faster than its operands' number.
 _LEAVES = 64
 
 
