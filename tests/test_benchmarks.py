@@ -26,7 +26,7 @@ MODULES = (
 MODULES += ("paper_tables", "memory", "codes", "control", "diagnostics", "sweep")
 MODULES += ("sharding", "illnesses", "plan", "resume")
 MODULES += ("_trees", "_machine", "_contestants", "_bounds", "_subjects", "_norms")
-MODULES += ("_growth",)
+MODULES += ("_growth", "repeated")
 
 
 @pytest.fixture(scope="module")
@@ -393,6 +393,35 @@ def test_every_subject_is_timed(modules, run_step_time):
         assert names.count(name) == len(subjects)
     assert sum(name.startswith("optax") for name in names) == len(subjects)
     assert names.count("adamx native, float32") == 1
+
+
+def test_processes_are_put_together(modules, monkeypatch, capsys):
+    def output(ours, ratio):
+        rows = f"| optax | 9.00 | 8-{ours} | 1.00 |\n| adamx | {ours} | 1-{ours} | {ratio} |\n"
+        head = "|  | median ms | quartiles | to optax |\n| --- | ---: | ---: | ---: |\n"
+        return f"a device\n\n**AdamW**\n\n{head}{rows}"
+
+    texts = [output("4.00", "0.40"), output("6.00", "0.60"), output("4.50", "0.50")]
+    repeated, asked = modules["repeated"], []
+    monkeypatch.setattr(repeated, "outputs", lambda *x: asked.append(x) or texts)
+    repeated.main(["-n", "3", "step_time.py", "--trees", "gpt2"])
+    assert asked == [("step_time.py", ["--trees", "gpt2"], 3)]
+    assert capsys.readouterr().out == (
+        "a device, in 3 processes\n\n**AdamW**\n\n"
+        "|  | median ms | to optax |\n| --- | ---: | ---: |\n"
+        "| optax | 9.00 | 1.00 |\n"
+        "| adamx | 4.50 (4.00-6.00) | 0.50 (0.40-0.60) |\n"
+    )
+
+
+def test_a_script_is_run_in_processes_of_its_own(modules, tmp_path, monkeypatch):
+    (tmp_path / "say.py").write_text(
+        "import os, sys; print(os.getpid(), *sys.argv[1:])"
+    )
+    monkeypatch.setattr(modules["repeated"], "FOLDER", tmp_path)
+    said = [x.split() for x in modules["repeated"].outputs("say.py", ["a"], 2)]
+    assert [words[1:] for words in said] == [["a"], ["a"]]
+    assert said[0][0] != said[1][0]
 
 
 def test_inputs_of_a_program_are_not_shared(modules):
