@@ -236,6 +236,15 @@ def test_orbax_itself_takes_the_flat_dict(tmp_path):
     wp.assert_same_bits(from_flat(back, tx, params), tx.init(params), "bits")
 
 
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_a_random_key_comes_back_of_its_kind(tmp_path, impl):
+    key = jax.random.key(5, impl=impl)
+    save(tmp_path, 1, {"key": key})
+    got = restore(tmp_path, {"key": jax.random.key(0, impl=impl)})["key"]
+    assert jax.random.key_impl(got) == jax.random.key_impl(key)
+    assert jax.random.key_data(got).tolist() == jax.random.key_data(key).tolist()
+
+
 def test_only_the_last_ones_are_kept(tmp_path):
     for step in range(4):
         save(tmp_path, step, {"w": np.arange(3)}, keep=2)
@@ -252,6 +261,29 @@ def test_a_save_that_was_cut_short_is_none(tmp_path):
     assert restore(tmp_path)["w"].tolist() == [1, 1, 1]
     save(tmp_path, 2, {"w": jnp.full(3, 2.0)})
     assert restore(tmp_path)["w"].tolist() == [2, 2, 2]
+
+
+def test_a_delete_that_was_cut_short_leaves_none(tmp_path, monkeypatch):
+    """Whatever is gone, the manifest went first."""
+    save(tmp_path, 1, {"w": np.ones(3)})
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2, {"w": np.zeros(3)}, keep=1)
+    assert steps(tmp_path) == [2]
+    assert restore(tmp_path)["w"].tolist() == [0, 0, 0]
+
+
+def test_an_earlier_step_falls_back_on_none_that_is_later(tmp_path):
+    folders = [save(tmp_path, step, {"w": np.full(3, step)}) for step in (1, 2, 3)]
+    assert restore(tmp_path, step=2)["w"].tolist() == [2, 2, 2]
+    _files(folders[1])[0].write_bytes(b"")
+    with pytest.warns(UserWarning, match="one before"):
+        got = restore(tmp_path, step=2, fallback=True)
+    assert got["w"].tolist() == [1, 1, 1]
 
 
 def _files(folder):
