@@ -19,6 +19,7 @@ from adamx import catalogue
 from adamx._types import byte_count
 from adamx.sharding import (
     _collectives,
+    _models,
     _plan,
     _rules,
     model_shapes,
@@ -164,6 +165,18 @@ def test_what_a_step_needs_beside_the_gradient():
         assert 0 < found.state - found.parameters * (1 + (found.name == "sophia")) < 200
 
 
+def test_what_lies_in_host_memory_is_apart():
+    if not hasattr(jax, "memory"):
+        pytest.skip("this jax names no memory without a sharding")
+    txs = {"here": adamx.adamw(RATE), "away": adamx.offload(adamx.adamw(RATE))}
+    table = plans(txs, {"w": (512, 64)}, {"data": 8}, zero1="data")
+    here, away = table.plans
+    assert here.state_on_host == 0
+    assert away.state_on_host == 2 * here.parameters / 8
+    assert away.state + away.state_on_host == here.state
+    assert "on host" in table.text(100)
+
+
 def test_nothing_is_allocated():
     before = len(jax.live_arrays())
     found = plan(adamx.sgd(RATE), {"w": (2**22, 2**20)}, {"data": 8})
@@ -271,8 +284,9 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", _models.MODELS)
 def test_models_have_their_size(name):
+    assert name in (model_shapes.__doc__ or "")
     shapes = model_shapes(name, jnp.bfloat16)
     leaves = jax.tree.leaves(shapes)
     assert sum(math.prod(x.shape) for x in leaves) == COUNTS[name]
