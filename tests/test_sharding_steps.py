@@ -227,35 +227,6 @@ def test_values_are_those_of_one_device(make, way, is_elementwise, programs):
     assert all(x.addressable_shards[0].data.shape == (8, 24) for x in held)
 
 
-# A whole leaf and a piece of it are unlike loops to LLVM: over columns of a few
-# elements, over fewer than a vector has.
-UNLIKE = {"few": (8, 3), "columns": (129, 8), "short": (32,), "wide": (16, 64)}
-SQUARES = {
-    "constant b": lambda: adamx.scale_by_adam(),
-    "traced b": lambda: adamx.with_hyperparams(adamx.scale_by_adam, b1=0.9, b2=0.999),
-}
-
-
-@pytest.mark.parametrize("label", SQUARES)
-@as_users
-def test_moments_have_the_bits_of_one_device_whatever_their_shape(label):
-    tx, place = SQUARES[label](), NamedSharding(line(), P())
-    rng = np.random.default_rng(0)
-    draw = lambda: {  # noqa: E731
-        k: rng.standard_normal(s).astype(np.float32) for k, s in UNLIKE.items()
-    }
-    params = draw()
-    held = state_shardings(tx, params, place, "data")
-    step = lambda grads, state: tx.update(grads, state)[1]  # noqa: E731
-    whole = jax.jit(step)
-    apart = jax.jit(step, in_shardings=(place, held), out_shardings=held)
-    one, eight = tx.init(params), jax.jit(tx.init, out_shardings=held)(params)
-    for _ in range(3):
-        grads = draw()
-        one, eight = whole(grads, one), apart(grads, eight)
-    chex.assert_trees_all_equal(jax.device_get(one), jax.device_get(eight))
-
-
 def test_the_check_of_gathers_can_fail():
     """Without the state's sharding nothing is gathered; on the way out a moment is."""
     tx, params, place = adamx.adamw(RATE), tree(0), NamedSharding(line(), P())
