@@ -165,6 +165,13 @@ def test_what_a_step_needs_beside_the_gradient():
         assert 0 < found.state - found.parameters * (1 + (found.name == "sophia")) < 200
 
 
+def test_gradients_of_a_dtype_of_their_own():
+    found = plan(
+        adamx.sgd(RATE), SHAPES, {"data": 1}, dtype=jnp.bfloat16, grad_dtype=jnp.float32
+    )
+    assert found.gradients == 2 * found.parameters == 4 * found.elements
+
+
 def test_what_lies_in_host_memory_is_apart():
     if not hasattr(jax, "memory"):
         pytest.skip("this jax names no memory without a sharding")
