@@ -221,6 +221,16 @@ def test_another_constant_rate_keeps_the_corrected_moment():
         np.testing.assert_allclose(x / (1 - 0.999**3), y / (1 - 0.99**3), rtol=1e-4)
 
 
+def test_another_algorithms_second_moment_is_not_taken():
+    """Adam's nu is a mean of squares, Adamax's a largest size."""
+    params, state = ONE
+    migration = migrate(state, adamx.adamax(1e-2), params)
+    begun = migration.state[0]
+    assert int(begun.count) == 0
+    assert not any(np.any(x) for x in jax.tree.leaves((begun.mu, begun.nu)))
+    assert any(name.startswith("scale_by_adam/nu/") for name in migration.dropped)
+
+
 def test_what_with_hyperparams_holds_is_kept():
     make = lambda rate: adamx.with_hyperparams(  # noqa: E731
         adamx.adamw, learning_rate=rate, b2=0.99

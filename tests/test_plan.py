@@ -165,6 +165,13 @@ def test_what_a_step_needs_beside_the_gradient():
         assert 0 < found.state - found.parameters * (1 + (found.name == "sophia")) < 200
 
 
+def test_axes_over_which_gradients_are_summed_where_nobody_says():
+    mesh = {"fsdp": 1, "model": 1, "dp": 1, "pod": 1}
+    tx, shapes = adamx.sgd(RATE), {"w": (8, 4)}
+    assert plan(tx, shapes, mesh).batch_axes == ("fsdp", "dp")
+    assert plan(tx, shapes, mesh, batch_axes="pod").batch_axes == ("pod",)
+
+
 def test_gradients_of_a_dtype_of_their_own():
     found = plan(
         adamx.sgd(RATE), SHAPES, {"data": 1}, dtype=jnp.bfloat16, grad_dtype=jnp.float32
