@@ -415,6 +415,16 @@ def test_an_optax_run_goes_on(name):
         assert steps == (40 // 3 if name == "multi_steps" else 40)
 
 
+def test_steps_that_optax_has_skipped_are_counted_on():
+    tx, new = optax.apply_if_finite(ADAMW, 5), adamx.guard(ADAMW)
+    state = tx.init(PARAMS)
+    bad = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), PARAMS)
+    for grads in (bad, bad, PARAMS, bad):
+        _, state = tx.update(grads, state, PARAMS)
+    got = migrate(state, new, PARAMS).state
+    assert (int(got.skipped), int(got.skipped_in_a_row)) == (3, 1)
+
+
 def test_what_is_not_saved_by_group_is_not_guessed():
     """Of which group an array is, names do not say where the labels have changed."""
     params, state = begin(_by_group(_injected(optax.adamw)), 2)
