@@ -425,6 +425,16 @@ def test_steps_that_optax_has_skipped_are_counted_on():
     assert (int(got.skipped), int(got.skipped_in_a_row)) == (3, 1)
 
 
+def test_a_schedule_goes_on_from_the_stage_that_has_seen_most_steps():
+    two = [adamx.scale_by_adam(), adamx.scale_by_adam()]
+    saved = optax.chain(optax.scale_by_adam(), optax.scale_by_adam()).init(PARAMS)
+    saved = tuple(
+        s._replace(count=jnp.int32(n)) for s, n in zip(saved, (3, 5), strict=True)
+    )
+    new = optax.chain(*two, adamx.scale_by_learning_rate(RATE))
+    assert int(migrate(saved, new, PARAMS).state[2].count) == 5
+
+
 def test_what_is_not_saved_by_group_is_not_guessed():
     """Of which group an array is, names do not say where the labels have changed."""
     params, state = begin(_by_group(_injected(optax.adamw)), 2)
