@@ -21,6 +21,7 @@ from adamx.sharding import (
     _collectives,
     _models,
     _plan,
+    _planner,
     _rules,
     model_shapes,
     plan,
@@ -170,6 +171,12 @@ def test_axes_over_which_gradients_are_summed_where_nobody_says():
     tx, shapes = adamx.sgd(RATE), {"w": (8, 4)}
     assert plan(tx, shapes, mesh).batch_axes == ("fsdp", "dp")
     assert plan(tx, shapes, mesh, batch_axes="pod").batch_axes == ("pod",)
+
+
+def test_results_that_are_written_beside_their_arguments_take_room(monkeypatch):
+    found = _planner.Found(0, 100, 60, 7, (), "cpu")
+    monkeypatch.setattr(_planner, "compiled", lambda job, devices: found)
+    assert plan(adamx.sgd(RATE), {"w": (8, 4)}, {"data": 1}).temporaries == 47
 
 
 def test_gradients_of_a_dtype_of_their_own():
