@@ -236,6 +236,15 @@ def test_orbax_itself_takes_the_flat_dict(tmp_path):
     wp.assert_same_bits(from_flat(back, tx, params), tx.init(params), "bits")
 
 
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_a_random_key_comes_back_of_its_kind(tmp_path, impl):
+    key = jax.random.key(5, impl=impl)
+    save(tmp_path, 1, {"key": key})
+    got = restore(tmp_path, {"key": jax.random.key(0, impl=impl)})["key"]
+    assert jax.random.key_impl(got) == jax.random.key_impl(key)
+    assert jax.random.key_data(got).tolist() == jax.random.key_data(key).tolist()
+
+
 def test_only_the_last_ones_are_kept(tmp_path):
     for step in range(4):
         save(tmp_path, step, {"w": np.arange(3)}, keep=2)
@@ -285,6 +294,8 @@ def test_damaged_files_are_refused_and_the_one_before_is_taken(
             restore(directory, like)
         assert str(path) in str(error.value)
         assert "fallback=True" in str(error.value)
+        is_counted = "were written" in str(error.value)
+        assert is_counted == (how == "cut" and path.name != "manifest.json")
         with pytest.warns(UserWarning, match="is damaged.*one before"):
             got = restore(directory, like, fallback=True)
         assert int(got["step"]) == 3

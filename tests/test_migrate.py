@@ -221,6 +221,16 @@ def test_another_constant_rate_keeps_the_corrected_moment():
         np.testing.assert_allclose(x / (1 - 0.999**3), y / (1 - 0.99**3), rtol=1e-4)
 
 
+def test_another_algorithms_second_moment_is_not_taken():
+    """Adam's nu is a mean of squares, Adamax's a largest size."""
+    params, state = ONE
+    migration = migrate(state, adamx.adamax(1e-2), params)
+    begun = migration.state[0]
+    assert int(begun.count) == 0
+    assert not any(np.any(x) for x in jax.tree.leaves((begun.mu, begun.nu)))
+    assert any(name.startswith("scale_by_adam/nu/") for name in migration.dropped)
+
+
 def test_what_with_hyperparams_holds_is_kept():
     make = lambda rate: adamx.with_hyperparams(  # noqa: E731
         adamx.adamw, learning_rate=rate, b2=0.99
@@ -403,6 +413,26 @@ def test_an_optax_run_goes_on(name):
     steps = adamx.read(after).count
     if name not in ("sgd", "rmsprop", "centered", "windows in one group"):
         assert steps == (40 // 3 if name == "multi_steps" else 40)
+
+
+def test_steps_that_optax_has_skipped_are_counted_on():
+    tx, new = optax.apply_if_finite(ADAMW, 5), adamx.guard(ADAMW)
+    state = tx.init(PARAMS)
+    bad = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), PARAMS)
+    for grads in (bad, bad, PARAMS, bad):
+        _, state = tx.update(grads, state, PARAMS)
+    got = migrate(state, new, PARAMS).state
+    assert (int(got.skipped), int(got.skipped_in_a_row)) == (3, 1)
+
+
+def test_a_schedule_goes_on_from_the_stage_that_has_seen_most_steps():
+    two = [adamx.scale_by_adam(), adamx.scale_by_adam()]
+    saved = optax.chain(optax.scale_by_adam(), optax.scale_by_adam()).init(PARAMS)
+    saved = tuple(
+        s._replace(count=jnp.int32(n)) for s, n in zip(saved, (3, 5), strict=True)
+    )
+    new = optax.chain(*two, adamx.scale_by_learning_rate(RATE))
+    assert int(migrate(saved, new, PARAMS).state[2].count) == 5
 
 
 def test_what_is_not_saved_by_group_is_not_guessed():

@@ -19,7 +19,9 @@ from adamx import catalogue
 from adamx._types import byte_count
 from adamx.sharding import (
     _collectives,
+    _models,
     _plan,
+    _planner,
     _rules,
     model_shapes,
     plan,
@@ -164,6 +166,38 @@ def test_what_a_step_needs_beside_the_gradient():
         assert 0 < found.state - found.parameters * (1 + (found.name == "sophia")) < 200
 
 
+def test_axes_over_which_gradients_are_summed_where_nobody_says():
+    mesh = {"fsdp": 1, "model": 1, "dp": 1, "pod": 1}
+    tx, shapes = adamx.sgd(RATE), {"w": (8, 4)}
+    assert plan(tx, shapes, mesh).batch_axes == ("fsdp", "dp")
+    assert plan(tx, shapes, mesh, batch_axes="pod").batch_axes == ("pod",)
+
+
+def test_results_that_are_written_beside_their_arguments_take_room(monkeypatch):
+    found = _planner.Found(0, 100, 60, 7, (), "cpu")
+    monkeypatch.setattr(_planner, "compiled", lambda job, devices: found)
+    assert plan(adamx.sgd(RATE), {"w": (8, 4)}, {"data": 1}).temporaries == 47
+
+
+def test_gradients_of_a_dtype_of_their_own():
+    found = plan(
+        adamx.sgd(RATE), SHAPES, {"data": 1}, dtype=jnp.bfloat16, grad_dtype=jnp.float32
+    )
+    assert found.gradients == 2 * found.parameters == 4 * found.elements
+
+
+def test_what_lies_in_host_memory_is_apart():
+    if not hasattr(jax, "memory"):
+        pytest.skip("this jax names no memory without a sharding")
+    txs = {"here": adamx.adamw(RATE), "away": adamx.offload(adamx.adamw(RATE))}
+    table = plans(txs, {"w": (512, 64)}, {"data": 8}, zero1="data")
+    here, away = table.plans
+    assert here.state_on_host == 0
+    assert away.state_on_host == 2 * here.parameters / 8
+    assert away.state + away.state_on_host == here.state
+    assert "on host" in table.text(100)
+
+
 def test_nothing_is_allocated():
     before = len(jax.live_arrays())
     found = plan(adamx.sgd(RATE), {"w": (2**22, 2**20)}, {"data": 8})
@@ -271,8 +305,9 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", _models.MODELS)
 def test_models_have_their_size(name):
+    assert name in (model_shapes.__doc__ or "")
     shapes = model_shapes(name, jnp.bfloat16)
     leaves = jax.tree.leaves(shapes)
     assert sum(math.prod(x.shape) for x in leaves) == COUNTS[name]

@@ -183,6 +183,7 @@ def test_reduced_moments_and_histories():
         ((4, 64), ((), ()), ("data",), ((), ("data",))),  # longer pieces
         ((4, 8), ((), ()), ("data",), ((), ("data",))),
         ((7, 8), ((), ("model",)), ("data",), ((), ("model", "data"))),  # further
+        ((8, 64), ((), ("model",)), ("data",), (("data",), ("model",))),  # a whole one
         ((7, 4), ((), ("model",)), ("data",), ((), ("model",))),
         ((64, 64), (("data",), ()), ("data",), (("data",), ())),  # already
         ((8, 3), ((), ()), ("data", "model"), (("data", "model"), ())),  # one gather
@@ -255,6 +256,37 @@ def test_an_offloaded_state_stays_in_host_memory():
     kinds = {name: s.memory_kind for name, s in shardings.mu.items() if name != "a"}
     assert kinds["bias"] == "pinned_host"
     assert kinds["scale"] != "pinned_host"
+
+
+def test_memory_of_the_parameters_is_that_of_their_moments():
+    kinds = {memory.kind for memory in jax.devices()[0].addressable_memories()}
+    if "pinned_host" not in kinds:
+        pytest.skip("this jax has one memory on CPUs")
+    place = NamedSharding(grid(), P(), memory_kind="pinned_host")
+    mu = state_shardings(adam(), shapes(), place, "data").mu
+    assert mu["bias"].spec == P("data")
+    assert mu["odd"].memory_kind == mu["bias"].memory_kind == "pinned_host"
+
+
+def test_an_init_that_makes_its_trees_of_nothing_it_is_given():
+    """No placeholder comes to stand in its state: found by structure and rank."""
+    made = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes())
+    turned = jax.tree.map(lambda x: jnp.zeros((*x.shape, 2)), shapes())
+    tx = optax.GradientTransformation(
+        lambda params: {"m": made, "other": turned}, lambda g, s, p=None: (g, s)
+    )
+    found = of_moments(tx)
+    assert {name: found[f"m/{name}"] for name in DIVIDED} == DIVIDED
+    assert {found[f"other/{name}"] for name in DIVIDED} == {P()}
+    shared = describe_shardings(tx, shapes(), SPECS, mesh=grid()).rows[-1]
+    assert shared.state_bytes == sum(x.nbytes for x in jax.tree.leaves(turned))
+
+
+def test_a_parameter_without_state_is_not_one_that_nothing_divides():
+    tx = adamx.groups([("^odd", adamx.freeze())], default=adamx.adamw(1e-3))
+    table = describe_shardings(tx, shapes(), SPECS, "data", mesh=grid())
+    assert table.undivided == ("scale",)
+    assert {row.path: row.divided for row in table.rows}["odd"] is None
 
 
 def test_the_table_and_its_bytes():

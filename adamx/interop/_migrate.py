@@ -48,9 +48,12 @@ def migrate(
     rmsprop, in chain, masked, partition, MultiSteps, inject_hyperparams,
     apply_if_finite. Of their count it is assumed that b1 and b2 never changed.
 
-    Where a constant b1 or b2 is another one now, the moment is multiplied so that its
-    corrected value stays what it was. What `with_hyperparams` holds is kept: the new
-    chain's first rate is the old one's (then: `set_hyperparams`).
+    Where a constant b1 or b2 is another one now, or a parameter has come from a group
+    with others, the moment is multiplied so that its corrected value stays what it was.
+    (A flat dict does not say in which group a parameter was: of groups with unlike b's
+    save the state itself, or leave each parameter in its own.) What `with_hyperparams`
+    holds is kept: the new chain's first rate is the old one's (then:
+    `set_hyperparams`).
 
     Args:
       saved: a state, ours or Optax's, or its flat dict. One state, not a batch of them.
@@ -177,6 +180,9 @@ class _Owner:
             return self._missing(base, path, parts)
         self._check_rank(parts, saved, wanted)
         factor, why = self._factor(base) if path or base in ("mu", "nu") else (1.0, "")
+        if path:
+            moved, was_moved = self._from_another_group(base, path, parts)
+            factor, why = factor * moved, "; ".join(filter(None, (was_moved, why)))
         if base.startswith(("bias_correction_", "correction_rest_")):
             change = self._factor(base.rsplit("_", 1)[1])
             if change[1]:
@@ -253,6 +259,22 @@ class _Owner:
         if abs(old - new) < 1e-7 or not was_constant or abs(factor - 1) < 1e-6:
             return 1.0, ""
         return factor, f"{b_name} was {old:.6g}, is {new:.6g}: times {factor:.4g}"
+
+    def _from_another_group(
+        self, moment: str, path: str, parts: Mapping[str, Entry]
+    ) -> tuple[float, str]:
+        """What keeps the corrected value of a mean that another State has taken."""
+        field, kind = f"bias_correction_{moment}", self.saved_kind or ""
+        place = next(iter(parts.values())).name.place
+        there = self.source.beside(kind, moment, path, place, field)
+        here = self.scalars.get(field)
+        if any(x is None or np.ndim(x) for x in (there, here)):
+            return 1.0, ""
+        before, now = (float(np.asarray(x)) for x in (there, here))
+        if before == now or not before:
+            return 1.0, ""
+        factor = now / before
+        return factor, f"of another group: times {factor:.4g}"
 
     def _check_rank(
         self, parts: Mapping[str, Entry], saved: Parts, wanted: Any

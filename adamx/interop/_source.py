@@ -14,7 +14,7 @@ import numpy as np
 from adamx import _checks
 from adamx._types import PyTree
 from adamx.interop._convert import split_field
-from adamx.interop._foreign import rewritten
+from adamx.interop._foreign import common, rewritten
 from adamx.interop._names import Name, entries, parsed, to_flat
 
 Parts = dict[str, Any]
@@ -30,11 +30,14 @@ class Source:
       counts: the numbers of steps that its States have counted.
       used: those that the new state has.
       labels: of all groups.
+      stood: of what has a path, by its common name, the place that its State stood in;
+        a flat dict does not say.
     """
 
     def __init__(self, saved: Any) -> None:
-        found = _named(saved)
+        found, stood = _named(saved)
         self.names = dict(zip(map(str, found), found, strict=True))
+        self.stood = {common(name): place for name, place in stood.items()}
         arrays = rewritten(found)
         self.units: dict[tuple[str, str, str], dict[Place, Parts]] = {}
         self.kinds: dict[str, dict[str, Any]] = {}
@@ -63,6 +66,17 @@ class Source:
             return None
         self.used.add((kind, base, path, at))
         return places[at]
+
+    def beside(self, kind: str, base: str, path: str, place: Place, field: str) -> Any:
+        """A scalar of the State in which an array of a parameter stood.
+
+        None, where that is not known or was not saved.
+        """
+        at = self._place(self.units.get((kind, base, path), {}), place, kind)
+        names = [Name(kind, name, path, at) for name in (base, f"{base}.codes")]
+        places = [self.stood[name] for name in names if name in self.stood]
+        scalars = self.units.get((kind, field, ""), {})
+        return scalars.get(places[0], {}).get("") if places else None
 
     def _place(self, places: Mapping[Place, Parts], place: Place, what: str) -> Any:
         if place in places:
@@ -124,8 +138,8 @@ _STATE = "state/"
 _BARE = "state/value"
 
 
-def _named(saved: Any) -> dict[Name, Any]:
-    """By name, the arrays of a state or of a flat dict."""
+def _named(saved: Any) -> tuple[dict[Name, Any], dict[Name, Place]]:
+    """By name, the arrays of a state or of a flat dict; the places of a state's."""
     if isinstance(saved, Mapping):
         keys = [key for key in saved if isinstance(key, str)]
         is_part = any(key.startswith(_STATE) for key in keys)
@@ -135,7 +149,7 @@ def _named(saved: Any) -> dict[Name, Any]:
         names = [parsed(key) if isinstance(key, str) else None for key in saved]
         if saved and all(names) and all(map(_is_array, saved.values())):
             pairs = zip(names, saved.values(), strict=True)
-            return {name: x for name, x in pairs if name is not None}
+            return {name: x for name, x in pairs if name is not None}, {}
         flat_keys = [k for k in saved if isinstance(k, str) and "/" in k]
         if flat_keys and all(map(_is_array, saved.values())):
             bad = next(k for k, n in zip(saved, names, strict=True) if n is None)
@@ -151,7 +165,9 @@ def _named(saved: Any) -> dict[Name, Any]:
             "returned, as it was restored."
         )
     to_flat(saved)  # refuses two of one name
-    return {entry.name: entry.array for entry in entries(saved)}
+    found = entries(saved)
+    stood = {entry.name: entry.place for entry in found if entry.name.path}
+    return {entry.name: entry.array for entry in found}, stood
 
 
 def _has_arrays(saved: PyTree) -> bool:

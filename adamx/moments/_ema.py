@@ -182,9 +182,18 @@ def update_square(average: jax.Array, new: jax.Array, weight: Weight) -> jax.Arr
     """`update_average` for squares, which may overflow: an inf stays an inf.
 
     (inf + w (x - inf) would be NaN one step after one gradient too many.)
+
+    And a square is rounded before the average is taken from it, by a choice in between.
+    Without it XLA for CPUs rounds g g - v once, as a fused multiply-add, where LLVM
+    finds product and difference side by side, and twice elsewhere: in a loop over
+    columns of a few elements it squares before it picks; with an array b it makes two
+    loops, and may square before both. A device's piece would not have the bits of the
+    whole.
     """
+    has_overflown = average == jnp.inf
+    new = jnp.where(has_overflown, jnp.zeros_like(new), new)
     moved = update_average(average, new, weight)
-    return jnp.where(average == jnp.inf, average, moved)
+    return jnp.where(has_overflown, average, moved)
 
 
 def decay(x: jax.Array, weight: Weight) -> jax.Array:

@@ -148,9 +148,12 @@ def state_shardings(
     `init` and of the step: else XLA may choose others, and with explicit axes the new
     parameters are left in pieces.
 
-    Values are those of one device: bit for bit where the algorithm goes element by
-    element (but for the last place where b1 or b2 are traced, as by
-    `with_hyperparams`); sums (norms, LAMB) are added up in another order.
+    Values are those of one device: of an algorithm that goes element by element, the
+    moments bit for bit, with traced b1 and b2 too, and the parameters, except where XLA
+    for CPUs rounds p + a * b once in a loop over whole leaves and twice in one over
+    pieces, or the other way round: then in the last place (seen in some shapes with
+    adamax, ademamix, schedule_free_adamw and centred rmsprop). Sums (norms, LAMB) are
+    added up in another order.
 
     Args:
       tx: any transformation, or what `fused` makes of it.

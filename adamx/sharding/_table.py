@@ -96,9 +96,9 @@ def describe_shardings(
         print(adamx.sharding.describe_shardings(tx, params, shardings, zero1="data"))
 
     Without `state` the table shows what `state_shardings` says of the same arguments;
-    nothing is allocated. With one, bytes per device are those of its buffers on the
-    device that has most, so that it shows whether the state is where it was meant to
-    be.
+    nothing is allocated. With one, bytes per device are those of its buffers, of each
+    array on the device that has most of it, so that it shows whether the state is where
+    it was meant to be.
 
     Args:
       tx, params, param_shardings, zero1, mesh: see `state_shardings`.
