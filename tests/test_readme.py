@@ -1,7 +1,5 @@
 """README's code runs as it stands, and prints what it says."""
 
-import ast
-import pathlib
 import re
 
 import jax
@@ -9,9 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 import adamx
+from tests import pages
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+README = pages.read("README.md")
+BLOCKS = pages.blocks(README)
 
 
 def test_quick_start_has_two_commands():
@@ -25,13 +24,8 @@ def test_code_blocks_run_and_print_what_they_say():
     names = {"loss_fn": loss_fn}
     model = {n: {"w": jnp.ones((4, 4))} for n in ("embed", "pretrained", "head")}
     names["params"] = model
-    shown = []
-    for block in BLOCKS:
-        if block.startswith(">>> "):
-            command, expected = block.removeprefix(">>> ").strip().split("\n")
-            shown.append((command, ast.literal_eval(expected)))
-        else:
-            exec(compile(block, "README.md", "exec"), names)
+    prompts = [block for block in BLOCKS if block.is_prompt]
+    pages.run("README.md", [b for b in BLOCKS if not b.is_prompt], names)
     names["loss_fn"] = lambda p, batch: sum(jnp.sum(x) for x in jax.tree.leaves(p))
     _, state = names["fused_step"](model, names["init"](model), None)
     assert adamx.read(state).more["micro_step"] == 1  # the first gradient of four
@@ -46,11 +40,8 @@ def test_code_blocks_run_and_print_what_they_say():
     names["half_step"](params, names["scaled"].init(params), batch)
     for name in ("two_bytes", "one_byte", "lion"):
         names[name].init(params)
-    assert shown
-    for command, expected in shown:
-        assert eval(command, names) == {
-            k: pytest.approx(v) for k, v in expected.items()
-        }
+    assert prompts
+    pages.run("README.md", prompts, names)
 
 
 def test_every_public_name_is_listed():
