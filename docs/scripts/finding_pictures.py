@@ -1,9 +1,9 @@
 """A picture for each finding of `health`, of a training run that was made ill.
 
 The question: what does a finding look like in the numbers? The model of
-`benchmarks/illnesses.py --model hidden` (digits, three hidden layers) gets one illness a
-run; the number that the rule looks at is drawn over the steps, with its threshold. A run
-in which `health` does not find what the picture is of is an error, not a picture.
+`benchmarks/illnesses.py --model hidden` (digits, three hidden layers) gets one illness
+a run; the number that the rule looks at is drawn over the steps, with its threshold. A
+run in which `health` does not find what the picture is of is an error, not a picture.
 
     python docs/scripts/finding_pictures.py              # all, about a minute
     python docs/scripts/finding_pictures.py --only dead --out outputs
@@ -91,11 +91,13 @@ CASES = {
     ),
     "lost_loss": Case({"rate": 1e6}, "training loss", metrics=("loss",)),
     "diverging": Case({"rate": 1e5}, "training loss", metrics=("loss",)),
-    "stuck": Case(
-        {}, "training loss", metrics=("loss",), bias=-100.0, linear=True
+    "stuck": Case({}, "training loss", metrics=("loss",), bias=-100.0, linear=True),
+    "exploding": Case(
+        ill("exploding", 3000), "norm of the gradient", number("grad_norm")
     ),
-    "exploding": Case(ill("exploding", 3000), "norm of the gradient", number("grad_norm")),
-    "growing": Case(ill("growing", -20), "norm of the parameters", number("param_norm")),
+    "growing": Case(
+        ill("growing", -20), "norm of the parameters", number("param_norm")
+    ),
     "dead": Case(
         {}, "norm of the gradient", number("grad_norm"), bias=-100.0, linear=True
     ),
@@ -169,8 +171,15 @@ def draw(history: adamx.History, kind: str, case: Case, path: Path) -> None:
         axes.axhline(case.limit, color=LIMIT, linestyle=(0, (4, 2)), linewidth=1)
         place = (1.0, case.limit)
         where = axes.get_yaxis_transform()
-        axes.annotate("threshold", place, xycoords=where, ha="right", va="bottom",
-                      fontsize=7.5, color=LIMIT)
+        axes.annotate(
+            "threshold",
+            place,
+            xycoords=where,
+            ha="right",
+            va="bottom",
+            fontsize=7.5,
+            color=LIMIT,
+        )
     axes.set(xlabel="step", ylabel=case.label)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#EEEEEE", linewidth=0.7)
@@ -195,9 +204,14 @@ def _draw_layers(axes: Any, history: adamx.History, case: Case, layers: Any) -> 
             label = "all layers" if is_everywhere else name
         elif name == next(other for other in history.layers if other != ill):
             label = None if is_everywhere else "the other layers"
-        axes.plot(steps, values, color=ILL if is_ill else GREY, label=label,
-                  linewidth=1.6 if name == ill else 1.0,
-                  alpha=0.45 if is_everywhere and name != ill else 1.0)
+        axes.plot(
+            steps,
+            values,
+            color=ILL if is_ill else GREY,
+            label=label,
+            linewidth=1.6 if name == ill else 1.0,
+            alpha=0.45 if is_everywhere and name != ill else 1.0,
+        )
 
 
 def _draw_metrics(axes: Any, history: adamx.History, case: Case) -> None:
@@ -206,7 +220,13 @@ def _draw_metrics(axes: Any, history: adamx.History, case: Case) -> None:
         where = history.is_recorded(name)
         values = history.column(name)[where]
         label = names[name] if len(case.metrics) > 1 else None
-        axes.plot(history.steps[where], values, color=color, label=label, linewidth=1.2)
+        steps = history.steps[where]
+        axes.plot(steps, values, color=color, label=label, linewidth=1.2)
+        if not np.isfinite(values[-1]):
+            lost = steps[np.flatnonzero(np.isfinite(values))[-1] + 1]
+            axes.axvspan(
+                lost, steps[-1], color=GREY, alpha=0.3, label="NaN or infinite"
+            )
 
 
 def main(arguments: list[str] | None = None) -> None:
