@@ -25,7 +25,7 @@ class Fused(NamedTuple):
 
     @property
     def update(self) -> Any:
-        """Not there: what wants an optimizer says so here."""
+        """Not there: Raises AttributeError, which tells a client what to do."""
         raise AttributeError(
             "fused(tx) has no update: it is no transformation, but its init and step. "
             "Give the client tx itself, or call step(grads, state, params)."

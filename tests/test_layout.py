@@ -1,4 +1,7 @@
-"""The design, as far as a machine can check it: import direction, sizes, docstrings."""
+"""The design, as far as a machine can check it: imports, sizes, Optax's order.
+
+Docstrings: tests/test_docstrings.py.
+"""
 
 import ast
 import inspect
@@ -112,21 +115,6 @@ def _public_functions():
 
 
 FUNCTIONS = dict(_public_functions())
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_public_docstrings_are_complete(name):
-    function = FUNCTIONS[name]
-    text = inspect.getdoc(function) or ""
-    assert text, "no docstring"
-    assert "\n" not in text.split("\n\n")[0], "the first line is one line"
-    for section in ("Args:", "Returns:", ">>> "):
-        assert section in text or name == "schedules.plot", f"no {section}"
-    for argument in inspect.signature(function).parameters:
-        assert argument in text, f"`{argument}` is not described"
-    module = inspect.getdoc(inspect.getmodule(function))
-    if ".optimizers." in function.__module__ or "_decay" in function.__module__:
-        assert "Source:" in module, "the module names no source"
 
 
 # Positional arguments of Optax 0.2.8 that the oldest supported version lacks.

@@ -8,16 +8,13 @@ import optax
 import pytest
 
 import adamx
-from tests.helpers import ROOT, enable_x64
+from tests import pages
+from tests.helpers import enable_x64
 from tests.reference_parity import B1, B2, EPS, RULES, WD
 
 STEPS = 12
-TEXT = (ROOT / "docs" / "parity.md").read_text()
 ROWS = {
-    cells[0]: cells
-    for line in TEXT.splitlines()
-    if line.startswith("| ") and not line.startswith(("| id", "| ---"))
-    for cells in [[cell.strip() for cell in line.strip("| ").split(" | ")]]
+    cells[0]: cells for cells in pages.rows(pages.read("docs/parity.md"), first="id")
 }
 GRADIENTS = np.random.default_rng(5).normal(0.2, 1.0, (STEPS, 6)) * np.logspace(
     -1, 1, 6

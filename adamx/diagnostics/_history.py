@@ -199,7 +199,7 @@ class History(Sequence[Record]):
         return np.array([np.nan if v is None else v for v in values], np.float64)
 
     def is_recorded(self, name: str) -> np.ndarray:
-        """Which records have it, (len,) bool: tells a loss of NaN from none."""
+        """Which records have `name`, (len,) bool: tells a loss of NaN from none."""
         return np.array(
             [_record.number(row, name) is not None for row in self._rows], bool
         )

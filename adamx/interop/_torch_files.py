@@ -89,9 +89,10 @@ class TorchRun(Printed):
 
     Attributes:
       params: the parameters; None where the checkpoint had no model.
-      tx: the transformation, and `code`, which makes it; None, "" without an optimizer.
+      tx: the transformation; None where the checkpoint had no optimizer.
       state: of `tx`.
       step: the steps taken.
+      code: makes `tx`; "" where there is none.
       rows: for each tensor its name, shape, path, shape there, group.
       groups: for each group its label and code.
     """

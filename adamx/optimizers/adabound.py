@@ -297,6 +297,11 @@ def adabound(
       `ScaleByAdaboundState`, `AddDecoupledWeightDecayState`,
       `ScaleByLearningRateState`; the last two change places with `independent_decay`.
 
+    Raises:
+      ValueError: a rate below 0, or a base rate that is not above 0; see also
+        `scale_by_adabound`.
+      TypeError: not a number; see also `scale_by_adabound`.
+
     >>> import jax.numpy as jnp
     >>> tx = adabound(1e-3)
     >>> updates, _ = tx.update(jnp.array([0.5]), tx.init(jnp.zeros(1)))

@@ -50,6 +50,10 @@ def adam_l2(
       (the same sum, placed before the moments), `ScaleByAdamState`,
       `ScaleByLearningRateState`.
 
+    Raises:
+      ValueError: a decay below 0; no `params` in update; see also `scale_by_adam`.
+      TypeError: a decay that is not a number; see also `scale_by_adam`.
+
     >>> import jax.numpy as jnp
     >>> tx, params = adam_l2(0.1, weight_decay=0.5), jnp.array([1.0, 100.0])
     >>> updates, _ = tx.update(jnp.zeros(2), tx.init(params), params)

@@ -258,6 +258,11 @@ def lamb(
       `AddDecoupledWeightDecayState`, `ScaleByLambTrustRatioState`,
       `ScaleByLearningRateState`; the decay's is last with `independent_decay`.
 
+    Raises:
+      ValueError: a decay below 0; no `params` in update; see also `scale_by_adam` and
+        `scale_by_lamb_trust_ratio`.
+      TypeError: a decay that is not a number; see also `scale_by_adam`.
+
     >>> import jax.numpy as jnp
     >>> tx = lamb(0.1)
     >>> params = jnp.array([3.0, 4.0])

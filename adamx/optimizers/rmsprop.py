@@ -258,6 +258,10 @@ def rmsprop(
       The optimizer. State: `ScaleByRmsState`, `ScaleByLearningRateState`,
       `ScaleByMomentumState` (or an empty one).
 
+    Raises:
+      ValueError: an `accumulator_dtype` that holds no average; see also `scale_by_rms`.
+      TypeError: `nesterov` is not True or False; see also `scale_by_rms`.
+
     >>> import jax.numpy as jnp
     >>> tx = rmsprop(0.1, decay=0.75)
     >>> updates, _ = tx.update(jnp.array([-4.0]), tx.init(jnp.zeros(1)))

@@ -154,6 +154,12 @@ def sgd(
       The optimizer. State: `ScaleByMomentumState` (or an empty one),
       `ScaleByLearningRateState`.
 
+    Raises:
+      ValueError: a rate below 0; a momentum outside of [0, 1); a dtype that holds no
+        average.
+      TypeError: `nesterov` is not True or False; without momentum, the state of one
+        with it.
+
     >>> import jax.numpy as jnp
     >>> tx = sgd(0.1)
     >>> updates, _ = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))

@@ -283,6 +283,12 @@ def stable_adamw(
       The optimizer; its update needs `params`. State: `ScaleByStableAdamwState`,
       `ScaleByLearningRateState`, and with `independent_decay` that of the decay.
 
+    Raises:
+      ValueError: a hyperparameter out of range; no `params` in update; see also
+        `scale_by_stable_adamw`.
+      TypeError: `independent_decay` is not True or False; see also
+        `scale_by_stable_adamw`.
+
     >>> import jax.numpy as jnp
     >>> tx = stable_adamw(1e-3, weight_decay=0.0)
     >>> updates, _ = tx.update(jnp.array([0.5]), tx.init(jnp.zeros(1)), jnp.zeros(1))

@@ -24,6 +24,10 @@ def constant(value: Num) -> Schedule:
     Returns:
       The schedule, step -> rate; the rate has the shape of the step.
 
+    Raises:
+      ValueError: a rate below 0 or not finite.
+      TypeError: not a number.
+
     >>> float(constant(0.5)(1000))
     0.5
     """
@@ -53,6 +57,11 @@ def linear(start: Num, end: Num, total_steps: int, *, begin: Span = 0) -> Schedu
 
     Returns:
       The schedule, step -> rate.
+
+    Raises:
+      ValueError: a rate below 0 or not finite; total_steps below 1; a `begin` that is
+        not before it.
+      TypeError: not a number; a traced number of steps.
 
     >>> float(linear(1.0, 0.0, 100)(25))
     0.75

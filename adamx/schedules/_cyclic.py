@@ -101,6 +101,11 @@ def cosine_restarts(
     Returns:
       The schedule, step -> rate.
 
+    Raises:
+      ValueError: a rate below 0 or an end above the peak; a period or a multiplier
+        below 1; a `decay` outside of [0, 1].
+      TypeError: not a number; a traced number of steps.
+
     >>> [round(float(cosine_restarts(1, 100)(step)), 6) for step in (0, 50, 100)]
     [1.0, 0.5, 1.0]
 

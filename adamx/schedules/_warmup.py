@@ -171,6 +171,10 @@ def inverse_sqrt(peak: Num, warmup: int, *, start: Num = 0.0) -> Schedule:
     Returns:
       The schedule, step -> rate.
 
+    Raises:
+      ValueError: a rate below 0 or not finite; a warmup below 1.
+      TypeError: not a number; a traced number of steps.
+
     >>> [float(inverse_sqrt(1.0, 100)(step)) for step in (50, 100, 400)]
     [0.5, 1.0, 0.5]
 
@@ -215,6 +219,11 @@ def one_cycle(
 
     Returns:
       The schedule, step -> rate.
+
+    Raises:
+      ValueError: a rate below 0; a factor below 1; a warmup that does not fit; a shape
+        that is not one of the two.
+      TypeError: not a number; a traced number of steps.
 
     >>> [float(one_cycle(1, 10, start_factor=4, end_factor=2)(i)) for i in (0, 3, 10)]
     [0.25, 1.0, 0.125]
