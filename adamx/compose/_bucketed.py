@@ -119,7 +119,7 @@ def bucketed(
             )
         if not jax.tree.leaves(params):  # the placeholder of map_params; all masked
             return BucketedState(state)
-        alone = _divided(params, shardings)
+        alone = _divided(params, shardings, max_size)
         marker = placeholder()
         marks, structure = jax.tree.flatten(
             _marked(inner, marker), is_leaf=lambda x: isinstance(x, type(marker))
@@ -180,7 +180,7 @@ def _marked(inner: GradientTransformation, marker: Any) -> Any:
         raise ValueError(
             "`inner` must say which arrays of its state are like the parameters, got "
             "one whose init does not take the placeholder of optax.tree.map_params: "
-            f"{type(error).__name__}: {str(error).splitlines()[:1]}. Let its init use "
+            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}. Let its init use "
             "jax.tree.map on the parameters, or leave bucketed out."
         ) from error
 
@@ -197,11 +197,12 @@ def _owners(part: PyTree, numbers: PyTree) -> Sequence[int | None]:
     return [owner.get(name) for name in leaves]
 
 
-def _divided(params: PyTree, shardings: PyTree) -> set[int]:
+def _divided(params: PyTree, shardings: PyTree, max_size: int) -> set[int]:
     """The numbers of the parameters that are divided between devices."""
     if shardings is None:
         for name, x in _tree.leaves_by_path(params).items():
-            own = None if isinstance(x, jax.core.Tracer) else _sharding_of(x)
+            is_known = not isinstance(x, jax.core.Tracer) and _size(x) <= max_size
+            own = _sharding_of(x) if is_known else None
             if own is not None and not own.is_fully_replicated:
                 raise ValueError(
                     f"`shardings` must be given where parameters are divided between "
