@@ -5,7 +5,8 @@ adabound amsbound swats lion sophia_h sophia_g lamb ademamix adopt adam_mini
 stable_adamw schedule_free_adamw sparse_adam.
 Wrappers of any: guard accumulate stages groups freeze with_hyperparams cautious
 diagnose; loss_scaling(tx) for float16, with loss_scale(state); offload(tx), the state
-in host memory; bucketed(tx), in few arrays. Adam, then SGD: adam_to_sgd. What each parameter gets: describe.
+in host memory; bucketed(tx), in few arrays. Adam, then SGD: adam_to_sgd. What each
+parameter gets: describe.
 16-bit parameters: master_weights(tx), compensated(tx), or
 apply_updates(params, updates, rounding="stochastic", key=...).
 Stages: the scale_by_... of each, add_decoupled_weight_decay, clip_by_global_norm,

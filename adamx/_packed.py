@@ -156,7 +156,8 @@ def _kind(x: Any) -> Any:
 
 def packed_like(tree: PyTree, like: PyTree) -> PyTree:
     """A tree of trees with each packed where a `Packed` is in `like`."""
-    nodes, structure = jax.tree.flatten(like, is_leaf=is_packed)
+    nodes = jax.tree.leaves(like, is_leaf=is_packed)
+    structure: Any = jax.tree.structure(like, is_leaf=is_packed)
     if not any(map(is_packed, nodes)):
         return tree
     below = structure.flatten_up_to(tree)
@@ -244,11 +245,11 @@ def _split(array: Any, places: Sequence[Place]) -> list[Any]:
         return [jax.ShapeDtypeStruct(shape, array.dtype) for shape in shapes]
     sizes = [place.size for place in places]
     if isinstance(array, np.ndarray):
-        parts = np.split(array, np.cumsum(sizes)[:-1], axis=-1)
-        return [x.reshape(shape) for x, shape in zip(parts, shapes, strict=True)]
+        pieces = np.split(array, np.cumsum(sizes)[:-1], axis=-1)
+        return [x.reshape(shape) for x, shape in zip(pieces, shapes, strict=True)]
     if not isinstance(array, jax.core.Tracer):
-        rows = zip(places, shapes, strict=True)
-        return [_cut(array, place.offset, place.size, shape) for place, shape in rows]
+        pairs = zip(places, shapes, strict=True)
+        return [_cut(array, place.offset, place.size, shape) for place, shape in pairs]
     if is_for_passes() or len(places) < _MANY or not array.size:
         parts = lax.split(array, sizes, axis=array.ndim - 1)
         return [_shaped(x, shape) for x, shape in zip(parts, shapes, strict=True)]

@@ -165,9 +165,7 @@ def test_inside_of_others(name):
         "groups": lambda tx: adamx.groups([("^large", adamx.sgd(LR))], tx),
         "inject": lambda tx: optax.inject_hyperparams(lambda x: tx)(0.0),
     }
-    want, got = (
-        run(wraps[name](tx), params, 4) for tx in (adamw(), bucketed(adamw()))
-    )
+    want, got = (run(wraps[name](tx), params, 4) for tx in (adamw(), bucketed(adamw())))
     assert packed_in(got[2])
     chex.assert_trees_all_equal(got[:2], want[:2])
     assert adamx.read(got[2]).scalars() == adamx.read(want[2]).scalars()
@@ -189,9 +187,7 @@ def test_each_moment_is_one_array_for_each_dtype_and_the_large_leaves():
     params = make_params(jnp.bfloat16)
     bare, state = run(adamw(), params)[2], run(bucketed(adamw()), params)[2]
     for moment, dtypes in (("mu", (jnp.bfloat16, jnp.float32)), ("nu", (jnp.float32,))):
-        tree, packed = (
-            getattr(x, moment) for x in (bare[0], state.inner_state[0])
-        )
+        tree, packed = (getattr(x, moment) for x in (bare[0], state.inner_state[0]))
         own = {str(x.dtype): x for x in packed.arrays if x.ndim == 1}
         assert len(packed.arrays) == len(dtypes) + 1
         for dtype in dtypes:
@@ -207,7 +203,8 @@ def test_nothing_is_put_together_where_there_are_no_two():
     assert jax.tree.structure(bucketed(tx).init(params).inner_state) == (
         jax.tree.structure(tx.init(params))
     )
-    assert bucketed(adamx.sgd(LR)).init(params).inner_state == adamx.sgd(LR).init(params)
+    bare = adamx.sgd(LR)
+    assert bucketed(bare).init(params).inner_state == bare.init(params)
 
 
 def test_a_program_is_handed_few_arrays():
@@ -242,7 +239,7 @@ def test_a_state_that_changes_its_dtypes_apart_is_an_error():
     )
     params = {"a": jnp.ones(2), "b": jnp.ones(3)}
     tx = adamx.bucketed(odd)
-    with pytest.raises(TypeError, match=r"must keep one dtype, got float16 and float32"):
+    with pytest.raises(TypeError, match=r"keep one dtype, got float16 and float32"):
         tx.update(params, tx.init(params), params)
 
 
@@ -299,9 +296,8 @@ def test_compiled_and_vmapped_whatever_the_first_number_is(first):
 def test_a_batch_of_states_is_read_leaf_by_leaf():
     params = make_params()
     two = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
-    state = jax.vmap(lambda p: bucketed(adamw()).update(p, bucketed(adamw()).init(p), p))(
-        two
-    )[1]
+    tx = bucketed(adamw())
+    state = jax.vmap(lambda p: tx.update(p, tx.init(p), p)[1])(two)
     mu = unpacked(state.inner_state)[0].mu
     want = adamw().update(params, adamw().init(params), params)[1][0].mu
     assert_close(jax.tree.map(lambda x: x[0], mu), want)
@@ -376,7 +372,7 @@ def test_the_flat_format_and_migrate_go_both_ways(tmp_path):
         wanted = tx.init(params)
         made = from_flat(to_flat(saved), tx, params)
         moved = migrate(saved, tx, params)
-        assert not (moved.converted or moved.initialised or moved.dropped)
+        assert len(moved.kept) == len(moved.fates) == len(to_flat(saved))
         for new in (made, moved.state):
             assert jax.tree.structure(new) == jax.tree.structure(wanted)
             chex.assert_trees_all_equal(to_flat(new), to_flat(saved))
@@ -466,7 +462,7 @@ NATIVE = {
 
 
 @pytest.mark.parametrize("name", NATIVE)
-def test_passes_give_the_bits_of_the_bare_optimizers_passes(name, tmp_path, monkeypatch):
+def test_passes_give_the_bits_of_the_bare_ones(name, tmp_path, monkeypatch):
     monkeypatch.setenv("ADAMX_CACHE", str(tmp_path))
     params, tx = many(), NATIVE[name]()
     want = compiled(tx, params, kernel="native")
@@ -480,20 +476,16 @@ def test_passes_give_the_bits_of_the_bare_optimizers_passes(name, tmp_path, monk
 def test_passes_work_in_place(outer, tmp_path, monkeypatch):
     """No copy of a flat array is made, and no loop of XLA's goes over one."""
     monkeypatch.setenv("ADAMX_CACHE", str(tmp_path))
-    params = many(200)
+    params = {f"l{i}": jnp.ones(600 + i) for i in range(150)}
     tx = bucketed(NATIVE["clip, adamw"]())
     tx = adamx.guard(tx) if outer == "guard" else tx
     state = tx.init(params)
     size = end_to_end(params, np.float32).size
     step = adamx.fused(tx, kernel="native").step
-    step = jax.jit(lambda p, s, g: step_of(step, p, s, g), donate_argnums=(0, 1))
-    program = step.lower(params, state, params).compile()
+    ordered = jax.jit(lambda p, s, g: step(g, s, p), donate_argnums=(0, 1))
+    program = ordered.lower(params, state, params).compile()
     text = program.as_text()
     assert CALL.search(text)
     of_flat = rf"f32\[{size}\]\S* "
     assert not re.search(of_flat + r"(copy|fusion|concatenate)\(", text)
-    assert program.memory_analysis().temp_size_in_bytes < size * 4
-
-
-def step_of(step, params, state, g):
-    return step(g, state, params)
+    assert program.memory_analysis().temp_size_in_bytes < size  # bytes, of 4 size

@@ -40,6 +40,7 @@ OWN = {
     "compensated": "compensated/",
     "cautious": "cautious/",
     "offload": "(nothing)",
+    "bucketed": "(nothing)",
     "chain": "clip_by_global_norm/",
 }
 

@@ -75,9 +75,9 @@ def bucketed(
       inner: any transformation.
       max_size: >= 1, in elements: larger leaves stay by themselves. 65,536 float32
         numbers are moved in the time that JAX takes for an array.
-      shardings: those of the parameters, as `sharding.state_shardings` takes them, where
-        some are divided between devices: their state stays by itself, as it must. None:
-        none is.
+      shardings: those of the parameters, as `sharding.state_shardings` takes them,
+        where some are divided between devices: their state stays by itself. None: no
+        parameter is divided.
 
     Returns:
       The transformation. State: `BucketedState`. Extra arguments are handed on.
@@ -121,14 +121,15 @@ def bucketed(
             return BucketedState(state)
         alone = _divided(params, shardings, max_size)
         marker = placeholder()
-        marks, structure = jax.tree.flatten(
-            _marked(inner, marker), is_leaf=lambda x: isinstance(x, type(marker))
-        )
+        is_mark = lambda x: isinstance(x, type(marker))  # noqa: E731
+        marked = _marked(inner, marker)
+        marks = jax.tree.leaves(marked, is_leaf=is_mark)
+        structure: Any = jax.tree.structure(marked, is_leaf=is_mark)
         parts = structure.flatten_up_to(state)
         numbers = _numbers(params)
 
         def part(mark: Any, tree: PyTree) -> PyTree:
-            if not isinstance(mark, type(marker)):
+            if not is_mark(mark):
                 return tree
             owners = _owners(tree, numbers)
             return _packed.packed(
@@ -177,11 +178,12 @@ def _marked(inner: GradientTransformation, marker: Any) -> Any:
         return inner.init(marker)
     # Whatever an init of another library raises that expects arrays.
     except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
         raise ValueError(
             "`inner` must say which arrays of its state are like the parameters, got "
             "one whose init does not take the placeholder of optax.tree.map_params: "
-            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}. Let its init use "
-            "jax.tree.map on the parameters, or leave bucketed out."
+            f"{type(error).__name__}: {first}. Let its init use jax.tree.map on the "
+            "parameters, or leave bucketed out."
         ) from error
 
 
@@ -193,7 +195,7 @@ def _numbers(params: PyTree) -> PyTree:
 def _owners(part: PyTree, numbers: PyTree) -> Sequence[int | None]:
     """The number of the parameter that each leaf of a part of the state belongs to."""
     leaves = _tree.leaves_by_path(part)
-    owner = {name: i for name, i in _tree.leaves_by_path(numbers).items()}
+    owner = _tree.leaves_by_path(numbers)
     return [owner.get(name) for name in leaves]
 
 
@@ -208,23 +210,26 @@ def _divided(params: PyTree, shardings: PyTree, max_size: int) -> set[int]:
                     f"`shardings` must be given where parameters are divided between "
                     f"devices, as '{name}' is ({own}): what is put together must lie "
                     "alike, also where init is compiled and cannot see it. Pass "
-                    "bucketed(tx, shardings=jax.tree.map(lambda p: p.sharding, params))."
+                    "bucketed(tx, shardings=...), e.g. jax.tree.map(lambda p: "
+                    "p.sharding, params)."
                 )
         return set()
-    is_given = lambda x: x is None  # noqa: E731
+    is_none = lambda x: x is None  # noqa: E731
     try:
         each = jax.tree.map(
             lambda own, tree: jax.tree.map(lambda _: own, tree),
             shardings,
             params,
-            is_leaf=is_given,
+            is_leaf=is_none,
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             "`shardings` must be a tree like the parameters, or for whole subtrees of "
-            f"it, got {jax.tree.structure(shardings)}: {error}."
-        ) from None
-    below = jax.tree.leaves(each, is_leaf=is_given)
+            f"it, got {jax.tree.structure(shardings)} for "
+            f"{jax.tree.structure(params)}. Pass what state_shardings takes, e.g. "
+            "jax.tree.map(lambda p: p.sharding, params)."
+        ) from error
+    below = jax.tree.leaves(each, is_leaf=is_none)
     return {i for i, own in enumerate(below) if _divides(own)}
 
 

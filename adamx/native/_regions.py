@@ -225,21 +225,23 @@ def plan_of(graph: Graph) -> Plan:
     kept = {node for node in graph.nodes if has_effects(node)}
     plan = Plan(regions, kept, joins)
     pending = [x for x in graph.outputs if isinstance(x, Value) and x not in made]
-    for part in (*regions, *kept):
-        pending += plan.needs(part)
+    for region in regions:
+        pending += plan.needs(region)
+    for node in kept:
+        pending += plan.needs(node)
     while pending:
         value = base_of(pending.pop())
         node = value.node
         if node is None or node in kept or value in made:
             continue
-        region = sums.get(node)
-        if region is None:
+        whole = sums.get(node)
+        if whole is None:
             kept.add(node)
             pending += plan.needs(node)
         else:
-            regions.append(region)
-            made.update(region.results)
-            pending += plan.needs(region)
+            regions.append(whole)
+            made.update(whole.results)
+            pending += plan.needs(whole)
     return plan
 
 
