@@ -14,7 +14,7 @@ packed by itself: mu in one array for each dtype, nu in another.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,27 +54,31 @@ def bucketed(
     returns: for a thousand small leaves that, and not the arithmetic, is the step. Here
     the moments of all leaves of up to `max_size` elements lie end to end, those of one
     dtype in one array for each moment; parameters and gradients stay single leaves. Any
-    transformation will do, since it sees its own state; updates are the same bit for
-    bit.
+    transformation will do, since it sees its own state, leaf by leaf: updates are the
+    same bit for bit as written (a compiler may round p + a * b once or twice).
 
     It pays with passes in compiled C, which work in place on their part of an array:
 
         init, step = adamx.fused(adamx.bucketed(tx), kernel="native")
 
-    Without them XLA cuts the arrays up and puts them together again in each step: the
-    step is about as fast, and takes longer to compile. Put it innermost, around the
+    Without them XLA cuts the arrays up and puts them together again: that takes longer
+    to compile, and a copy of the small leaves' state. Put it innermost, around the
     optimizer (`guard(bucketed(tx))`): around a wrapper that chooses between old and new
-    it packs what was chosen, which costs a copy.
+    it packs what was chosen, which costs a copy. `offload` stands outside of it.
+    Stages of `stages` take moments over where all of them are bucketed, or none.
 
     `read`, `describe`, `diagnose` and `sharding.state_shardings` see through it; names
     in the flat format are those of the bare state, so that `from_flat` and `migrate`
     take either for the other. `optax.tree.map_params` maps over the flat arrays: well
     for what is done to each number, while further trees like the parameters do not fit.
+    With ZeRO-1 flat arrays are divided where their lengths can be; leaves do not lie in
+    whole pieces then, and XLA gathers the arrays, and the leaves' new parts, in each
+    step.
 
     Args:
       inner: any transformation.
       max_size: >= 1, in elements: larger leaves stay by themselves. 65,536 float32
-        numbers are moved in the time that JAX takes for an array.
+        numbers are moved in about the time that JAX takes for an array.
       shardings: those of the parameters, as `sharding.state_shardings` takes them,
         where some are divided between devices: their state stays by itself. None: no
         parameter is divided.
@@ -92,9 +96,9 @@ def bucketed(
     >>> params = {f"layer_{i}": jnp.ones((4, 4)) for i in range(100)}
     >>> tx = bucketed(adamx.adamw(1e-3))
     >>> len(jax.tree.leaves(adamx.adamw(1e-3).init(params)))
-    211
+    212
     >>> len(jax.tree.leaves(tx.init(params)))
-    13
+    14
     """
     _checks.check_transformation("inner", inner)
     if isinstance(max_size, bool) or not isinstance(max_size, int):
@@ -119,25 +123,15 @@ def bucketed(
             )
         if not jax.tree.leaves(params):  # the placeholder of map_params; all masked
             return BucketedState(state)
-        alone = _divided(params, shardings, max_size)
-        marker = placeholder()
-        is_mark = lambda x: isinstance(x, type(marker))  # noqa: E731
-        marked = _marked(inner, marker)
-        marks = jax.tree.leaves(marked, is_leaf=is_mark)
-        structure: Any = jax.tree.structure(marked, is_leaf=is_mark)
-        parts = structure.flatten_up_to(state)
-        numbers = _numbers(params)
+        alone, numbers = _divided(params, shardings, max_size), _numbers(params)
 
-        def part(mark: Any, tree: PyTree) -> PyTree:
-            if not is_mark(mark):
-                return tree
+        def pack(tree: PyTree) -> PyTree:
             owners = _owners(tree, numbers)
             return _packed.packed(
                 tree, lambda i, x: _size(x) <= max_size and owners[i] not in alone
             )
 
-        pairs = zip(marks, parts, strict=True)
-        return BucketedState(structure.unflatten([part(*pair) for pair in pairs]))
+        return BucketedState(_packed_state(inner, state, pack))
 
     def opened(state: Any) -> Any:
         _checks.check_state(state, BucketedState, "bucketed")
@@ -170,6 +164,19 @@ def _nodes(tree: PyTree) -> list[Any]:
 
 def _size(x: Any) -> int:
     return math.prod(np.shape(x))
+
+
+def _packed_state(
+    inner: GradientTransformation, state: Any, pack: Callable[[PyTree], PyTree]
+) -> Any:
+    """The state with everything that is like the parameters packed."""
+    marker = placeholder()
+    is_mark = lambda x: isinstance(x, type(marker))  # noqa: E731
+    marked = _marked(inner, marker)
+    marks = jax.tree.leaves(marked, is_leaf=is_mark)
+    structure: Any = jax.tree.structure(marked, is_leaf=is_mark)
+    pairs = zip(marks, structure.flatten_up_to(state), strict=True)
+    return structure.unflatten([pack(x) if is_mark(mark) else x for mark, x in pairs])
 
 
 def _marked(inner: GradientTransformation, marker: Any) -> Any:

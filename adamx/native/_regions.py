@@ -231,13 +231,13 @@ def plan_of(graph: Graph) -> Plan:
         pending += plan.needs(node)
     while pending:
         value = base_of(pending.pop())
-        node = value.node
-        if node is None or node in kept or value in made:
+        maker = value.node
+        if maker is None or maker in kept or value in made:
             continue
-        whole = sums.get(node)
+        whole = sums.get(maker)
         if whole is None:
-            kept.add(node)
-            pending += plan.needs(node)
+            kept.add(maker)
+            pending += plan.needs(maker)
         else:
             regions.append(whole)
             made.update(whole.results)
