@@ -64,7 +64,7 @@ def bucketed(
     Without them XLA cuts the arrays up and puts them together again: that takes longer
     to compile, and a copy of the small leaves' state. Put it innermost, around the
     optimizer (`guard(bucketed(tx))`): around a wrapper that chooses between old and new
-    it packs what was chosen, which costs a copy. `offload` stands outside of it.
+    it packs what was chosen, which costs a copy.
     Stages of `stages` take moments over where all of them are bucketed, or none.
 
     `read`, `describe`, `diagnose` and `sharding.state_shardings` see through it; names
