@@ -104,10 +104,18 @@ def assert_close(got, want, rtol=1e-5):
 # --------------------------------------------------------------------------- numbers
 
 
+# Quickly: of each kind of state one.
+QUICK = ("adamw", "lamb", "adam_mini", "sparse_adam", "swats", "schedule_free_adamw")
+
+
 @pytest.mark.parametrize(
     "row",
     [
-        pytest.param(row, id=row.id, marks=() if row in NAMES else pytest.mark.slow)
+        pytest.param(
+            row,
+            id=row.id,
+            marks=() if row in NAMES and row.name in QUICK else pytest.mark.slow,
+        )
         for row in ROWS
     ],
 )
@@ -145,7 +153,16 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+def some(table, *quick):
+    return [
+        pytest.param(name, marks=() if name in quick else pytest.mark.slow)
+        for name in table
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", some(OTHERS, "optax.adamw", "masked", "groups", "MultiSteps")
+)
 def test_chains_masks_codes_and_wrappers_inside(name):
     tx, params = OTHERS[name](), make_params()
     want, got = run(tx, params), run(bucketed(tx), params)
@@ -461,7 +478,7 @@ NATIVE = {
 }
 
 
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", some(NATIVE, "clip, adamw", "lamb"))
 def test_passes_give_the_bits_of_the_bare_ones(name, tmp_path, monkeypatch):
     monkeypatch.setenv("ADAMX_CACHE", str(tmp_path))
     params, tx = many(), NATIVE[name]()

@@ -2,8 +2,9 @@
 
    Generated before this text: N_SCALARS, N_IN, N_OUT, and either `elements`, which writes
    arrays, or `reduce`, which makes numbers of them, with what puts the parts of several
-   threads together. Arguments are the scalars, then arrays; a table says of each leaf which parts
-   of which arrays are its own, and of which results. An argument may be a result too.
+   threads together. Arguments are the scalars, then arrays; a table says of each leaf
+   which parts of which arrays are its own, and of which results. An argument may share
+   its memory with a result.
 
    Threads: the caller and tasks on XLA's own pool take chunks from one counter until none
    is left. The caller waits for chunks that a thread has taken, never for a task that has
