@@ -5,7 +5,8 @@ adabound amsbound swats lion sophia_h sophia_g lamb ademamix adopt adam_mini
 stable_adamw schedule_free_adamw sparse_adam.
 Wrappers of any: guard accumulate stages groups freeze with_hyperparams cautious
 diagnose; loss_scaling(tx) for float16, with loss_scale(state); offload(tx), the state
-in host memory. Adam, then SGD: adam_to_sgd. What each parameter gets: describe.
+in host memory; bucketed(tx), in few arrays. Adam, then SGD: adam_to_sgd. What each
+parameter gets: describe.
 16-bit parameters: master_weights(tx), compensated(tx), or
 apply_updates(params, updates, rounding="stochastic", key=...).
 Stages: the scale_by_... of each, add_decoupled_weight_decay, clip_by_global_norm,
@@ -32,6 +33,7 @@ from adamx import sharding as sharding
 from adamx.apply import apply_updates as apply_updates
 from adamx.compose import AccumulateState as AccumulateState
 from adamx.compose import AdamToSgdState as AdamToSgdState
+from adamx.compose import BucketedState as BucketedState
 from adamx.compose import CautiousState as CautiousState
 from adamx.compose import CompensatedState as CompensatedState
 from adamx.compose import Description as Description
@@ -47,6 +49,7 @@ from adamx.compose import StagesState as StagesState
 from adamx.compose import WithHyperparamsState as WithHyperparamsState
 from adamx.compose import accumulate as accumulate
 from adamx.compose import adam_to_sgd as adam_to_sgd
+from adamx.compose import bucketed as bucketed
 from adamx.compose import cautious as cautious
 from adamx.compose import compensated as compensated
 from adamx.compose import describe as describe

@@ -119,6 +119,11 @@ def _manual_axes() -> Any:
     return getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ())
 
 
+def axes_of(x: jax.Array) -> frozenset[str]:
+    """The axes along which an array varies."""
+    return _axes_of(jax.typeof(x)) if _manual_axes() else frozenset()
+
+
 def _axes_of(kind: Any) -> frozenset[str]:
     """The axes along which an array of this type varies."""
     varying = getattr(getattr(kind, "manual_axis_type", None), "varying", None)

@@ -25,6 +25,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from adamx import _checks, moments
+from adamx._packed import unpacked
 from adamx._types import PyTree
 from adamx.moments import Codec, Encoded
 
@@ -230,4 +231,4 @@ def decode(moment: PyTree) -> PyTree:
     >>> [round(float(m), 2) for m in decode(state.mu)]
     [2.0, -0.61]
     """
-    return moments.decoded(moment)
+    return moments.decoded(unpacked(moment))

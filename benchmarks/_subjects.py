@@ -89,6 +89,8 @@ CONTESTANTS = {
     "adamx": False,
     "fused": False,
     "native": False,
+    "bucketed": False,
+    "bucketed_native": False,
 }
 
 
@@ -166,7 +168,12 @@ def entries(
         "adamx": ("adamx", functools.partial(by_protocol, adamx)),
         "fused": ("adamx fused", functools.partial(by_fused, "xla")),
         "native": ("adamx native", native),
+        "bucketed": ("adamx bucketed", functools.partial(by_protocol, adamx)),
+        "bucketed_native": ("adamx bucketed native", native),
     }
+
+    def transformation(name: str) -> Any:
+        return adamx.bucketed(ours) if name.startswith("bucketed") else ours
 
     def of(name: str) -> list[Callable[[], Contestant]]:
         if name == "stream":
@@ -178,7 +185,8 @@ def entries(
             way, label = functools.partial(by_protocol, optax), f"optax{subject.note}"
             return [lambda: make_jax(label, theirs, way, gradients)]
         if name in ways:
-            return [lambda: make_jax(ways[name][0], ours, ways[name][1], gradients)]
+            label, way = ways[name]
+            return [lambda: make_jax(label, transformation(name), way, gradients)]
         if subject.torch is None or not has_torch():
             return []
         kind, clip = name.removeprefix("torch_"), subject.torch

@@ -16,6 +16,7 @@ AdamW under `diagnose` between two measurements. Contestants:
     identity                    a bound: a donated program that returns its arguments
     optax, adamx                update and apply_updates
     fused, native               `adamx.fused`, with XLA's loops and with compiled C
+    bucketed, bucketed_native   as adamx and native, around `adamx.bucketed`
     torch_fused, torch_foreach  AdamW of PyTorch, where it is installed
 
 Contestants run in one process, in turns and each round in another order, so that a slow

@@ -40,6 +40,7 @@ OWN = {
     "compensated": "compensated/",
     "cautious": "cautious/",
     "offload": "(nothing)",
+    "bucketed": "(nothing)",
     "chain": "clip_by_global_norm/",
 }
 
@@ -67,7 +68,9 @@ def test_every_pair_of_wrappers_comes_back(outers):
     for names in (pair for pair in PAIRS if pair[0] in outers):
         tx, params, state = _made(*names)
         flat = to_flat(state)
-        assert [id(x) for x in flat.values()] == [id(x) for x in jax.tree.leaves(state)]
+        if "bucketed" not in names:  # which has them in others
+            held = jax.tree.leaves(state)
+            assert [id(x) for x in flat.values()] == [id(x) for x in held]
         assert all(str(parsed(name)) == name for name in flat), names
         back = from_flat(flat, tx, params)
         assert jax.tree.structure(back) == jax.tree.structure(state), names
@@ -80,7 +83,7 @@ def test_a_wrapper_changes_no_other_name(name):
     flat = to_flat(_made(name)[2])
     own = [key for key in flat if key.startswith(OWN[name])]
     assert set(flat) == set(own) | set(to_flat(inside))
-    assert bool(own) is (name != "offload")
+    assert bool(own) is (OWN[name] != "(nothing)")
 
 
 def test_groups_change_no_name_with_a_path():

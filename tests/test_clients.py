@@ -68,6 +68,7 @@ ROWS = [
         dtype=jnp.bfloat16,
         tolerance=2e-2,  # a few units of bfloat16
     ),
+    Row("bucketed", lambda: adamx.bucketed(adamx.adamw(LR))),
     Row("guard", lambda: adamx.guard(adamx.adamw(LR), spike_zscore=50.0)),
     Row("accumulate", lambda: adamx.accumulate(adamx.adamw(2 * LR), 2), every=2),
     Row(

@@ -65,6 +65,9 @@ CASES = {
     "accumulate(guard)": Case(lambda: accumulate(guard(adamw()), 3)),
     "loss_scaling(guard(accumulate))": Case(
         lambda: scaling(guard(accumulate(adamw(), 3)), initial_scale=8.0)),
+    # Of the small leaf alone nothing is put together: see test_bucketed.py.
+    "bucketed": Case(lambda: adamx.bucketed(adamw()), skips=False),
+    "guard(bucketed)": Case(lambda: guard(adamx.bucketed(adamw()))),
     "master_weights": Case(lambda: master(adamw()), half, skips=False),
     "split master": Case(
         lambda: master(adamw(), storage="split"), half, REST, skips=False),

@@ -18,6 +18,7 @@ ROOMS = [
     {"_types"},
     {"_tree", "_checks", "_printed"},
     {"_scalars", "_varying", "_traced"},
+    {"_packed"},
     {"reading"},
     {"moments"},
     {"codecs"},

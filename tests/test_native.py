@@ -619,6 +619,122 @@ def test_integers_wrap_around_between_operations():
     alike(jax.lax.shift_right_arithmetic, high, far)
 
 
+# --------------------------------------------------------------------------- windows
+
+
+def split_into(x: jax.Array, *shapes: tuple[int, ...]) -> list[jax.Array]:
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    parts = jax.lax.split(x, sizes)
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def joined(*parts: jax.Array) -> jax.Array:
+    return jax.lax.concatenate([part.reshape(-1) for part in parts], 0)
+
+
+def in_place(function: Any, x: jax.Array, *others: jax.Array) -> str:
+    """Checks a result in the memory of `x`; returns the program."""
+    run = jax.jit(
+        lambda x, *others: in_passes(function, x, *others, results=[0]),
+        donate_argnums=0,
+    )
+    text = text_of(run, x, *others)
+    wanted = jax.jit(function)(x, *others)
+    found = run(jnp.array(x, copy=True), *others)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    return text
+
+
+FLAT = jnp.linspace(-2.0, 2.0, 40)
+OTHER = jnp.linspace(1.0, 3.0, 12).reshape(3, 4)
+
+
+def _each(x: jax.Array, y: jax.Array) -> jax.Array:
+    a, b, c = split_into(x, (3, 4), (16,), (2, 2, 3))
+    return joined(a * y, b + 1.0, c * c)
+
+
+def _swapped(x: jax.Array, y: jax.Array) -> jax.Array:
+    """What is read is written to by another part of the same pass."""
+    a, b, c = split_into(x, (12,), (12,), (4, 4))
+    return joined(b + 1.0, a * 2.0, c - y[0, 0])
+
+
+def _shifted(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Windows that overlap those that are written."""
+    return joined(x[5:17] * y.reshape(-1), x[0:16] + 1.0, x[20:32] * 3.0)
+
+
+def _some_left(x: jax.Array, y: jax.Array) -> jax.Array:
+    """One part stays, one is moved, one is a sum and no element."""
+    a, b, c, d = split_into(x, (3, 4), (12,), (12,), (2, 2))
+    return joined(a * y, b, d * 2.0, jnp.stack([jnp.sum(c)] * 12))
+
+
+def _twice(x: jax.Array, y: jax.Array) -> jax.Array:
+    a, b = split_into(x, (12,), (28,))
+    new = a * y.reshape(-1)
+    return joined(new, b[12:], new + 1.0, new[:0])
+
+
+def _waits(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The second part needs the sum of the first, as it is then and as it was."""
+    a, b = split_into(x, (3, 4), (28,))
+    new = a * y
+    return joined(new, b * jnp.sum(new) + jnp.sum(a))
+
+
+IN_PLACE = {
+    "each by itself": _each,
+    "swapped": _swapped,
+    "shifted": _shifted,
+    "some left": _some_left,
+    "twice": _twice,
+    "waits": _waits,
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_parts_of_an_array_are_read_and_written_where_they_are(name):
+    text = in_place(IN_PLACE[name], FLAT, OTHER)
+    assert CALL.search(text)
+    if name == "each by itself":
+        assert not re.search(r"= f32\[40\]\S* (copy|fusion|concatenate)\(", text)
+
+
+def test_slices_and_shapes_in_memory_are_read_and_others_are_not():
+    x = jnp.arange(24.0).reshape(2, 3, 4)
+
+    def function(x, y):
+        return {
+            "leading": x[1] * y,
+            "row": x[1, 2:3] + y[0],
+            "reshaped": x.reshape(6, 4) * 2.0,
+            "squeezed": jnp.squeeze(x[0:1], 0) - y,
+            "columns": x[:, :, 1:3] * 2.0,
+            "every other": x.reshape(-1)[::2] + 1.0,
+            "part of a part": x[1].reshape(-1)[4:10] * 2.0,
+            "itself": x.reshape(24)[3:9],
+        }
+
+    alike(function, x, OTHER)
+    alike(lambda x: (joined(x[0] * 2.0, x[1]), x[0] * 2.0), x)
+
+
+def test_parts_of_several_dtypes_and_without_an_owner():
+    halves = jnp.linspace(-1, 1, 24).astype(jnp.bfloat16)
+    counts = jnp.arange(24)
+
+    def function(x, h, n):
+        a, b = split_into(h, (12,), (3, 4))
+        c, d = split_into(n, (12,), (3, 4))
+        wide = a.astype(jnp.float32) * x.reshape(-1)[:12]
+        both = joined(wide, b.astype(jnp.float32)), joined(c + 1, d - 1)
+        return *both, joined(b + b, a)
+
+    alike(function, FLAT, halves, counts)
+
+
 def test_what_calls_back_is_called_in_order():
     seen: list[float] = []
 

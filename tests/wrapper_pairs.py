@@ -98,6 +98,7 @@ WRAPPERS = {
     ),
     "compensated": Wrapper(around(adamx.compensated), is_narrow=True),
     "cautious": Wrapper(around(adamx.cautious), is_neutral=False),
+    "bucketed": Wrapper(around(adamx.bucketed)),
     "offload": Wrapper(around(adamx.offload, min_size=1, fallback="device")),
     "chain": Wrapper(_clipped),
     "adam_to_sgd": Wrapper(_handed_over, is_neutral=False, is_innermost=True),
@@ -108,6 +109,7 @@ _NAMES = {"split master": "master_weights"}
 REFUSED = {
     ("guard", "loss_scaling"): r"`tx` must not hold a loss_scaling.*Put it outside",
     ("loss_scaling", "loss_scaling"): r"`inner` must not scale the loss itself.*one",
+    ("bucketed", "bucketed"): r"`inner` must not hold bucketed.*Leave one",
     ("cautious", "stages"): r"`inner` .*got stages.*Put it inside",
     # One rule within itself: what is left for it in the other groups is nothing.
     ("groups", "groups"): r"`rules` must each match a parameter, got '\^b'",

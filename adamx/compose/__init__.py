@@ -4,6 +4,8 @@ from adamx.compose._accumulate import AccumulateState as AccumulateState
 from adamx.compose._accumulate import accumulate as accumulate
 from adamx.compose._adam_to_sgd import AdamToSgdState as AdamToSgdState
 from adamx.compose._adam_to_sgd import adam_to_sgd as adam_to_sgd
+from adamx.compose._bucketed import BucketedState as BucketedState
+from adamx.compose._bucketed import bucketed as bucketed
 from adamx.compose._cautious import CautiousState as CautiousState
 from adamx.compose._cautious import cautious as cautious
 from adamx.compose._describe import Description as Description

@@ -18,6 +18,7 @@ import jax
 import optax
 
 from adamx import _tree
+from adamx._packed import unpacked
 from adamx._types import GradientTransformation, MaskedNode, PyTree
 from adamx.compose._groups import DEFAULT, GroupsState
 from adamx.reading import Readable, to_host
@@ -89,14 +90,15 @@ class Belongings:
     """The arrays of a state by parameter; the parameters by branch.
 
     Attributes:
-      state: the state, abstract: as `jax.eval_shape(tx.init, params)` gives it.
+      state: the state, abstract: as `jax.eval_shape(tx.init, params)` gives it, but
+        with arrays that `bucketed` puts together told apart.
       arrays: a `Belonging` for each leaf of it.
       is_known: whether arrays could be told apart; if not, all count as shared.
     """
 
     def __init__(self, tx: GradientTransformation, params: PyTree) -> None:
         self.names = list(_tree.leaves_by_path(params))
-        self.state = jax.eval_shape(tx.init, params)
+        self.state = unpacked(jax.eval_shape(tx.init, params))
         paths = jax.tree_util.tree_flatten_with_path(self.state)[0]
         self._paths = [path for path, _ in paths]
         self.arrays = [_SHARED] * len(paths)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adamx import _checks, _tree
+from adamx._packed import unpacked
 from adamx._printed import Printed, size_text
 from adamx._types import GradientTransformation, PyTree, byte_count, dtype_of
 from adamx.compose._behaviour import Behaviour, observe
@@ -138,7 +139,7 @@ def describe(
     arrays = jax.tree.leaves(belongings.state)
     if state is not None:
         state = state_tree(state)
-        state = getattr(state, "opt_state", state)  # nnx.Optimizer, TrainState
+        state = unpacked(getattr(state, "opt_state", state))  # of Flax's, too
         _check_state(state, arrays)
     behaviours, reason = observe(tx, params)
     leaves = _tree.leaves_by_path(params)

@@ -14,6 +14,7 @@ import jax
 from flax import serialization
 
 from adamx import _checks, _tree
+from adamx._packed import unpacked
 from adamx._types import PyTree
 from adamx.reading import group_labels, unboxed
 
@@ -154,7 +155,7 @@ def group_names(states: Sequence[tuple[Any, PyTree]]) -> dict[str, str]:
     labels = group_labels([path for path, _ in states])
     named: dict[str, str] = {}
     for label, (_, moment) in zip(labels, states, strict=True):
-        for path in _tree.leaves_by_path(moment):
+        for path in _tree.leaves_by_path(unpacked(moment)):
             named.setdefault(path, label or "all")
     return named
 

@@ -20,7 +20,7 @@ from adamx.interop._migration import (
     Fate,
     Migration,
 )
-from adamx.interop._names import Entry, as_array, entries
+from adamx.interop._names import Entry, as_array, entries, rebuilt
 from adamx.interop._source import Parts, Source
 from adamx.reading import unboxed
 
@@ -98,8 +98,7 @@ def migrate(
             arrays[i], fates[i] = array, fate
     _check(fates, source, missing)
     fates += [Fate(name, DROPPED) for name in source.dropped()]
-    structure = jax.tree.structure(state)
-    return Migration(jax.tree.unflatten(structure, arrays), tuple(fates))
+    return Migration(rebuilt(state, arrays), tuple(fates))
 
 
 def _check(fates: list[Fate], source: Source, missing: str) -> None:

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx import _checks, _tree
+from adamx._packed import packed_like, unpacked
 from adamx._types import GradientTransformation, PyTree
 from adamx.moments import Encoded
 from adamx.reading import state_tree, unboxed
@@ -169,7 +170,7 @@ def from_flat(
             "loads it into a changed chain."
         )
     arrays = [as_array(flat[name]) for name in wanted]
-    return jax.tree.unflatten(jax.tree.structure(template), arrays)
+    return rebuilt(template, arrays)
 
 
 def check_flat(name: str, flat: Any) -> None:
@@ -199,9 +200,19 @@ def as_array(x: Any) -> jax.Array:
 
 
 def entries(state: PyTree) -> list[Entry]:
-    """All arrays of a state with their names, in the order of its leaves."""
+    """All arrays of a state with their names, in the order of its leaves.
+
+    Those that `bucketed` has put together are told apart.
+    """
     state = state_tree(state)
-    return list(_Walk().states(getattr(state, "opt_state", state), ()))
+    state = unpacked(getattr(state, "opt_state", state))
+    return list(_Walk().states(state, ()))
+
+
+def rebuilt(like: PyTree, arrays: Sequence[Any]) -> PyTree:
+    """A state of the form of another, of arrays in the order of `entries`."""
+    structure = jax.tree.structure(unpacked(like))
+    return packed_like(jax.tree.unflatten(structure, arrays), like)
 
 
 class _Walk:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx import _tree
+from adamx._packed import unpacked
 from adamx._types import PyTree
 from adamx.moments._codec import Encoded
 from adamx.moments._codes import decode, is_scaled
@@ -113,6 +114,7 @@ def moment_paths(moment: PyTree) -> dict[str, Any]:
     Args:
       moment: a tree or an `Encoded`.
     """
+    moment = unpacked(moment)
     if not isinstance(moment, Encoded):
         return {k: (v,) for k, v in _tree.leaves_by_path(moment).items()}
     scales = [jax.tree.leaves(tree) for tree in moment.scales]

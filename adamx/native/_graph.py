@@ -38,9 +38,10 @@ class Value:
       node: what computes it; None for an argument or a constant.
       index: which of the node's results it is.
       elements: what one element of it is made of, once somebody found out.
+      window: where it is in memory, if it is; likewise.
     """
 
-    __slots__ = ("aval", "dtype", "elements", "index", "node", "shape")
+    __slots__ = ("aval", "dtype", "elements", "index", "node", "shape", "window")
 
     def __init__(self, aval: Any, node: "Node | None" = None, index: int = 0):
         self.aval = aval
@@ -49,6 +50,7 @@ class Value:
         self.node = node
         self.index = index
         self.elements: Any = UNKNOWN
+        self.window: Any = UNKNOWN
 
 
 class Number:

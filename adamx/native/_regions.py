@@ -23,9 +23,7 @@ from adamx.native._graph import (
     Value,
     is_single,
 )
-
-# Results that are in memory in any case: an array may be read from there.
-_IN_MEMORY = ("cond", "while", "scan", "dot_general", "conv_general_dilated", "psum")
+from adamx.native._windows import Join, base_of, joins_of, window_of
 
 
 @dataclasses.dataclass(eq=False)
@@ -97,7 +95,7 @@ def _kind(operand: Operand, shape: tuple[int, ...]) -> str | None:
 
 def _is_read(value: Value) -> bool:
     """Whether an array is in memory before any region runs."""
-    return value.node is None or value.node.name in _IN_MEMORY
+    return window_of(value) is not None
 
 
 def is_position(value: Operand) -> bool:
@@ -178,41 +176,73 @@ def _cone(roots: Sequence[Value]) -> Region | None:
     )
 
 
-def regions_of(graph: Graph) -> tuple[list[Region], set[Node]]:
-    """The regions that a graph's results need, and the nodes that run as they are.
+@dataclasses.dataclass(eq=False)
+class Plan:
+    """What runs.
 
-    Returns:
-      The regions, and every node that is not inside of one but needed.
+    Attributes:
+      regions: what is done element by element.
+      kept: every node that is not inside of a region but needed.
+      joins: by their nodes, those of `kept` that are put together in place.
     """
+
+    regions: list[Region]
+    kept: set[Node]
+    joins: dict[Node, Join]
+
+    def needs(self, part: Region | Node) -> list[Value]:
+        """The arrays and scalars that must be there before a part can run."""
+        if isinstance(part, Region):
+            read: Sequence[Operand] = [*part.scalars, *part.reads]
+        elif part in self.joins:
+            read = self.joins[part].parts
+        else:
+            read = part.inputs
+        return [base_of(x) for x in read if isinstance(x, Value)]
+
+
+def plan_of(graph: Graph) -> Plan:
+    """The regions that a graph's results need, and the nodes that run as they are."""
     wanted: dict[Value, None] = {}
+    joins = joins_of(graph)
     for value in graph.outputs:
         if isinstance(value, Value) and value.node is not None:
-            wanted[value] = None
+            parts = joins[value.node].parts if value.node in joins else [value]
+            wanted |= dict.fromkeys(x for x in parts if isinstance(x, Value))
     cones = {
         v: cone
         for v in wanted
         if _is_made_of_elements(v) and not _is_read(v) and (cone := _cone([v]))
     }
+    joins = {
+        node: join
+        for node, join in joins.items()
+        if any(part in cones for part in join.parts)
+    }
     sums = {node: cone for node in graph.nodes if (cone := _reduced(node))}
     regions = _joined(cones, _stages(graph, cones, sums))
     made = {value for region in regions for value in region.results}
-    pending = [v for v in wanted if v not in made]
-    pending += [v for region in regions for v in (*region.scalars, *region.reads)]
     kept = {node for node in graph.nodes if has_effects(node)}
-    pending += [x for node in kept for x in node.inputs if isinstance(x, Value)]
+    plan = Plan(regions, kept, joins)
+    pending = [x for x in graph.outputs if isinstance(x, Value) and x not in made]
+    for region in regions:
+        pending += plan.needs(region)
+    for node in kept:
+        pending += plan.needs(node)
     while pending:
-        node = pending.pop().node
-        if node is None or node in kept or node.outputs[0] in made:
+        value = base_of(pending.pop())
+        maker = value.node
+        if maker is None or maker in kept or value in made:
             continue
-        region = sums.get(node)
-        if region is None:
-            kept.add(node)
-            pending += [x for x in node.inputs if isinstance(x, Value)]
+        whole = sums.get(maker)
+        if whole is None:
+            kept.add(maker)
+            pending += plan.needs(maker)
         else:
-            regions.append(region)
-            made.update(region.results)
-            pending += [*region.scalars, *region.reads]
-    return regions, kept
+            regions.append(whole)
+            made.update(whole.results)
+            pending += plan.needs(whole)
+    return plan
 
 
 def has_effects(node: Node) -> bool:

@@ -10,8 +10,9 @@ from jax.extend import core
 
 from adamx._types import PyTree
 from adamx.native import _call
-from adamx.native._graph import Graph, Node, Operand, Value, graph_of
-from adamx.native._regions import Region, has_effects, merged, regions_of
+from adamx.native._graph import Graph, Node, Value, graph_of
+from adamx.native._memory import Memory
+from adamx.native._regions import Plan, Region, has_effects, merged, plan_of
 from adamx.native._source import Source, source_of
 
 # Leaves of one call: XLA's time for one grows faster than its operands' number.
@@ -61,27 +62,27 @@ class _Work:
 
 
 def _run(graph: Graph, leaves: Sequence[Any], owner: dict[Value, Value]) -> list[Any]:
-    regions, kept = regions_of(graph)
-    known: dict[Value, Any] = dict(zip(graph.inputs, leaves, strict=True))
-    known |= graph.constants
-
-    def value_of(operand: Operand) -> Any:
-        return known[operand] if isinstance(operand, Value) else operand.value
-
-    for work in _ordered(regions, kept):
+    plan = plan_of(graph)
+    memory = Memory(graph, leaves, plan.joins, owner)
+    for work in _ordered(plan):
         for source, members in work.calls:
-            made = _call.prepare(source, members, owner)
-            for value, found in zip(
-                (v for region in members for v in region.results),
-                _results(made, members, known),
-                strict=True,
-            ):
-                known[value] = found
+            if not _call.run_pass(source, members, memory):
+                _run_plain(members, memory)
         for node in work.nodes:
-            inputs = [value_of(x) for x in node.inputs]
+            if node in plan.joins:
+                memory.known[node.outputs[0]] = memory.finish(node)
+                continue
+            inputs = [memory.value_of(x) for x in node.inputs]
             outputs = _run_node(node, inputs, owner)
-            known |= dict(zip(node.outputs, outputs, strict=True))
-    return [value_of(operand) for operand in graph.outputs]
+            memory.known |= dict(zip(node.outputs, outputs, strict=True))
+    return [memory.value_of(operand) for operand in graph.outputs]
+
+
+def _run_plain(members: Sequence[Region], memory: Memory) -> None:
+    for region in members:
+        known = {v: memory.value_of(v) for v in (*region.scalars, *region.reads)}
+        results = _call.run_nodes(region, known)
+        memory.known |= dict(zip(region.results, results, strict=True))
 
 
 def _run_node(
@@ -99,22 +100,9 @@ def _run_node(
     return jax.lax.switch(inputs[0], branches, *inputs[1:])
 
 
-def _results(
-    made: _call.Pass | None, members: Sequence[Region], known: dict[Value, Any]
-) -> list[Any]:
-    if made is None:
-        results = []
-        for region in members:
-            reads = [*region.scalars, *region.reads]
-            results += _call.run_nodes(region, {v: known[v] for v in reads})
-        return results
-    operands = [known[v] for v in members[0].scalars]
-    operands += [known[v] for region in members for v in region.reads]
-    return _call.call(made, operands)
-
-
-def _ordered(regions: Sequence[Region], kept: set[Node]) -> list[_Work]:
+def _ordered(plan: Plan) -> list[_Work]:
     """Regions and nodes by depth; each needs what is less deep, a node also its own."""
+    regions, kept = plan.regions, plan.kept
     depth: dict[Value, int] = {}
     maker = {value: region for region in regions for value in region.results}
     done: set[Region | Node] = set()
@@ -124,19 +112,18 @@ def _ordered(regions: Sequence[Region], kept: set[Node]) -> list[_Work]:
     depth_of: dict[Node, int] = {}
 
     def own_depth(part: Region | Node) -> int:
+        reads = plan.needs(part)
         if isinstance(part, Node):
-            reads = [x for x in part.inputs if isinstance(x, Value)]
             earlier = [depth_of[before[part]]] if part in before else []
             return max([0, *earlier, *(depth.get(v, 0) for v in reads)])
-        return 1 + max(depth.get(v, 0) for v in (*part.scalars, *part.reads))
+        return 1 + max(depth.get(v, 0) for v in reads)
 
     def needs(part: Region | Node) -> list[Region | Node]:
-        reads = part.inputs if isinstance(part, Node) else [*part.scalars, *part.reads]
         parts: list[Region | Node] = []
         if isinstance(part, Node) and part in before and before[part] not in done:
             parts.append(before[part])
-        for v in reads:
-            if isinstance(v, Value) and v not in depth:
+        for v in plan.needs(part):
+            if v not in depth:
                 if v in maker:
                     parts.append(maker[v])
                 elif v.node is not None:

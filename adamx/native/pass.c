@@ -2,8 +2,9 @@
 
    Generated before this text: N_SCALARS, N_IN, N_OUT, and either `elements`, which writes
    arrays, or `reduce`, which makes numbers of them, with what puts the parts of several
-   threads together. Arguments are the scalars, then the arrays of each leaf, the first of
-   them of the leaf's shape; results are those of each leaf.
+   threads together. Arguments are the scalars, then arrays; a table says of each leaf
+   which parts of which arrays are its own, and of which results. An argument may share
+   its memory with a result.
 
    Threads: the caller and tasks on XLA's own pool take chunks from one counter until none
    is left. The caller waits for chunks that a thread has taken, never for a task that has
@@ -16,6 +17,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#define ENTRY (3 + 2 * (N_IN + N_OUT)) /* of a leaf, in the table of a call */
 #define CHUNK 32768
 #define ALONE (2 * CHUNK) /* fewer elements are not worth a second thread */
 
@@ -128,12 +130,11 @@ static void call_helpers(XLA_FFI_CallFrame* frame, job_t* job, int64_t threads) 
   }
 }
 
-/* How a leaf is cut into chunks, from the shape of its first array; returns its size. */
-static int64_t measure(const XLA_FFI_Buffer* first, leaf_t* leaf) {
-  int64_t size = 1;
-  for (int64_t d = 0; d < first->rank; d++) size *= first->dims[d];
-  leaf->rows = first->rank > 1 ? first->dims[first->rank - 2] : 1;
-  leaf->cols = first->rank > 0 ? first->dims[first->rank - 1] : 1;
+/* How a leaf is cut into chunks, from its entry in the table; returns its size. */
+static int64_t measure(const int64_t* entry, leaf_t* leaf) {
+  int64_t size = entry[0];
+  leaf->rows = entry[1];
+  leaf->cols = entry[2];
 #ifdef BY_ROWS
   leaf->units = size / leaf->cols;
   leaf->share = leaf->cols > CHUNK ? 1 : CHUNK / leaf->cols;
@@ -155,10 +156,26 @@ static XLA_FFI_Error* failure(const XLA_FFI_Api* api, const char* message) {
   return api->XLA_FFI_Error_Create(&args);
 }
 
+/* The table of leaves, the call's only attribute; returns how many leaves it has. */
+static int64_t table_of(const XLA_FFI_CallFrame* frame, const int64_t** table) {
+  const XLA_FFI_Attrs* given = &frame->attrs;
+  if (given->size != 1 || given->types[0] != XLA_FFI_AttrType_ARRAY) return -1;
+  const XLA_FFI_Array* array = (const XLA_FFI_Array*)given->attrs[0];
+  if (array->dtype != XLA_FFI_DataType_S64 || array->size % ENTRY) return -1;
+  *table = (const int64_t*)array->data;
+  return (int64_t)array->size / ENTRY;
+}
+
+/* Where the arrays are of which an entry has the numbers, and the bytes before them. */
+static void locate(const int64_t* entry, int64_t n, XLA_FFI_Buffer** buffers, void** at) {
+  for (int64_t i = 0; i < n; i++)
+    at[i] = (char*)buffers[entry[2 * i]]->data + entry[2 * i + 1];
+}
+
 static XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
-  int64_t n_args = frame->args.size, n_rets = frame->rets.size;
-  int64_t leaves = n_rets / N_OUT;
-  if (n_rets != leaves * N_OUT || n_args != N_SCALARS + leaves * N_IN)
+  const int64_t* table = 0;
+  int64_t leaves = table_of(frame, &table);
+  if (leaves < 0 || frame->args.size < N_SCALARS)
     return failure(frame->api, "adamx: a native pass got other arrays than it was made for");
   XLA_FFI_Buffer** args = (XLA_FFI_Buffer**)frame->args.args;
   XLA_FFI_Buffer** rets = (XLA_FFI_Buffer**)frame->rets.rets;
@@ -166,14 +183,15 @@ static XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
   int64_t chunks = 0, total = 0, columns = 0;
   for (int64_t i = 0; i < leaves; i++) {
     leaf_t leaf;
-    total += measure(args[N_SCALARS + i * N_IN], &leaf);
+    total += measure(table + i * ENTRY, &leaf);
     chunks += chunks_of(&leaf);
     columns += leaf.all_columns;
   }
   int64_t threads = threads_for(frame, chunks, total);
   /* One block: it may outlive this call, in tasks that find nothing left to do. */
   size_t bytes =
-      sizeof(job_t) + leaves * sizeof(leaf_t) + (n_args + n_rets) * sizeof(void*);
+      sizeof(job_t) + leaves * sizeof(leaf_t) +
+      (N_SCALARS + leaves * (N_IN + N_OUT)) * sizeof(void*);
 #ifdef REDUCES
   size_t whole = (bytes + 63) / 64 * 64;
   size_t by_column = (whole + chunks * sizeof(whole_t) + 63) / 64 * 64;
@@ -183,15 +201,18 @@ static XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
   if (!job) return failure(frame->api, "adamx: out of memory for a native pass");
   leaf_t* leaf = (leaf_t*)(job + 1);
   void** data = (void**)(leaf + leaves);
-  for (int64_t i = 0; i < n_args; i++) data[i] = args[i]->data;
-  for (int64_t i = 0; i < n_rets; i++) data[n_args + i] = rets[i]->data;
+  for (int64_t i = 0; i < N_SCALARS; i++) data[i] = args[i]->data;
   int64_t begin = 0, column = 0;
   for (int64_t i = 0; i < leaves; i++) {
-    measure(args[N_SCALARS + i * N_IN], &leaf[i]);
+    const int64_t* entry = table + i * ENTRY;
+    void** own = data + N_SCALARS + i * (N_IN + N_OUT);
+    measure(entry, &leaf[i]);
+    locate(entry + 3, N_IN, args, own);
+    locate(entry + 3 + 2 * N_IN, N_OUT, rets, own + N_IN);
     leaf[i].begin = begin;
     leaf[i].column = column;
-    leaf[i].in = data + N_SCALARS + i * N_IN;
-    leaf[i].out = data + n_args + i * N_OUT;
+    leaf[i].in = own;
+    leaf[i].out = own + N_IN;
     begin += chunks_of(&leaf[i]);
     column += leaf[i].all_columns;
   }

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx import _tree, moments
+from adamx._packed import unpacked
 from adamx._types import PyTree, dtype_of, real_dtype
 from adamx.optimizers.schedule_free import ScheduleFreeAdamWState
 
@@ -84,4 +85,5 @@ def _average(path: Any, y: Any, z: jax.Array | None, extrapolation: Any) -> jax.
 
 def _states(node: PyTree) -> Iterator[ScheduleFreeAdamWState]:
     is_one = lambda x: isinstance(x, ScheduleFreeAdamWState)  # noqa: E731
-    return (x for x in jax.tree.leaves(node, is_leaf=is_one) if is_one(x))
+    nodes = jax.tree.leaves(unpacked(node), is_leaf=is_one)
+    return (x for x in nodes if is_one(x))

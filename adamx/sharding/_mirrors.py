@@ -14,8 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from adamx._packed import is_packed, unpacked
 from adamx._types import GradientTransformation, MaskedNode, PyTree
 from adamx.compose._belongings import placeholder
+
+# Of one array: a parameter's number; of several, their numbers and sizes; or None.
+Owner = int | dict[int, int] | None
 
 
 def abstract(tree: PyTree) -> PyTree:
@@ -28,13 +32,16 @@ class Mirrors(NamedTuple):
 
     Attributes:
       state: the abstract state.
-      owners: the number of the parameter that a leaf mirrors; None: none.
+      owners: the number of the parameter that a leaf mirrors; None: none, or several.
       on_host: whether init leaves it in host memory (`offload`).
+      joint: of a leaf that several parameters have parts of (`bucketed`), their numbers
+        and how many elements each has.
     """
 
     state: PyTree
     owners: list[int | None]
     on_host: list[bool]
+    joint: dict[int, dict[int, int]]
 
 
 def mirrored(tx: GradientTransformation, params: PyTree) -> Mirrors:
@@ -49,24 +56,26 @@ def mirrored(tx: GradientTransformation, params: PyTree) -> Mirrors:
     # Whatever an init of another library raises that expects arrays.
     except Exception:
         owners = None
-    if owners is None or all(owner is None for owner in owners):
+    if owners is None or all(not isinstance(x, (int, dict)) for x in owners):
         shapes = [x.shape for x in jax.tree.leaves(params)]
         owners = _by_structure(state, numbers, shapes)
     on_host = [getattr(space, "name", "") == "Host" for space in spaces]
-    return Mirrors(state, owners, on_host)
+    joint = {i: own for i, own in enumerate(owners) if isinstance(own, dict)}
+    single = [None if isinstance(own, dict) else own for own in owners]
+    return Mirrors(state, single, on_host, joint)
 
 
 def _by_placeholder(
     tx: GradientTransformation, state: PyTree, numbers: PyTree
-) -> list[int | None] | None:
+) -> list[Owner] | None:
     marker = placeholder()
     is_marker = lambda x: isinstance(x, type(marker))  # noqa: E731
     marks, structure = jax.tree.flatten(tx.init(marker), is_leaf=is_marker)
     parts = structure.flatten_up_to(state)  # type: ignore[attr-defined]
-    owners: list[int | None] = []
+    owners: list[Owner] = []
     for mark, part in zip(marks, parts, strict=True):
         if is_marker(mark):
-            owners += _owners(part, numbers)
+            owners += _owners_of_packed(part, numbers)
         else:
             owners += [None] * len(jax.tree.leaves(part))
     return owners
@@ -74,7 +83,7 @@ def _by_placeholder(
 
 def _by_structure(
     state: PyTree, numbers: PyTree, shapes: Sequence[tuple[int, ...]]
-) -> list[int | None]:
+) -> list[Owner]:
     def is_like(node: Any) -> bool:
         try:
             owners = _owners(node, numbers)
@@ -86,7 +95,7 @@ def _by_structure(
             for x, owner in pairs
         )
 
-    owners: list[int | None] = []
+    owners: list[Owner] = []
     for node in jax.tree.leaves(state, is_leaf=is_like):
         owners += _owners(node, numbers) if is_like(node) else [None]
     return owners
@@ -96,6 +105,25 @@ def _is_alike(shape: tuple[int, ...], like: tuple[int, ...]) -> bool:
     """Of the same rank; or several of them, as a history has."""
     extra = len(shape) - len(like)
     return extra == 0 or (extra > 0 and shape[extra:] == like)
+
+
+def _owners_of_packed(part: PyTree, numbers: PyTree) -> list[Owner]:
+    """`_owners`, or of what is packed those of each array."""
+    if not is_packed(part):
+        return [*_owners(part, numbers)]
+    leaves, layout = _owners(unpacked(part), numbers), part.layout
+    owners: list[Owner] = []
+    for array, members in enumerate(layout.members):
+        if not layout.is_joined(array):
+            owners += [leaves[i] for i in members]
+            continue
+        own: dict[int, int] = {}
+        for i in members:
+            number, size = leaves[i], layout.places[i].size
+            if number is not None:
+                own[number] = own.get(number, 0) + size
+        owners.append(own)
+    return owners
 
 
 def _owners(part: PyTree, numbers: PyTree) -> list[int | None]:

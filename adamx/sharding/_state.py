@@ -17,7 +17,7 @@ import dataclasses
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from adamx import _checks, _tree
 from adamx._types import GradientTransformation, PyTree
@@ -55,7 +55,17 @@ class Placement:
         """The parameters whose state none of the axes of ZeRO-1 divides."""
         axes = set(self.axes)
         held = {owner for owner in self.mirrors.owners if owner is not None}
-        return [i for i in sorted(held) if not axes & _names(self.own[i])]
+        found = {i for i in held if not axes & _names(self.own[i])}
+        for i, dims in self.flat.items():
+            if not axes & _names(dims):
+                found.add(i)
+        return sorted(found)
+
+    @property
+    def flat(self) -> dict[int, Dims]:
+        """What divides the flat arrays that parameters have parts of, by parameter."""
+        joint = self.mirrors.joint.items()
+        return {i: self.dims[at] for at, members in joint for i in members}
 
 
 def _names(dims: Dims) -> set[str]:
@@ -79,16 +89,36 @@ def place(
         _specs.divided(shape, dims, axes, sizes, only_whole=given.is_explicit)
         for shape, dims in zip(given.shapes, given.dims, strict=True)
     ]
-    dims = [
-        ((),) * x.ndim
-        if i is None
-        else _specs.projected(x.shape, given.shapes[i], own[i], sizes)
-        for x, i in zip(jax.tree.leaves(mirrors.state), mirrors.owners, strict=True)
-    ]
+    _check_joint(given, mirrors)
+
+    def dims_of(at: int, x: Any) -> Dims:
+        whole: Dims = ((),) * x.ndim
+        if at in mirrors.joint:
+            return _specs.divided(x.shape, whole, axes, sizes)
+        i = mirrors.owners[at]
+        if i is None:
+            return whole
+        return _specs.projected(x.shape, given.shapes[i], own[i], sizes)
+
+    leaves = jax.tree.leaves(mirrors.state)
+    dims = [dims_of(at, x) for at, x in enumerate(leaves)]
     placement = Placement(given, mirrors, dims, own, axes)
     if axes:
         _check_divides(placement, zero1)
     return placement
+
+
+def _check_joint(given: Given, mirrors: Mirrors) -> None:
+    """Raises where a parameter in pieces shares an array with others."""
+    for members in mirrors.joint.values():
+        for i in members:
+            if any(given.dims[i]):
+                raise ValueError(
+                    f"`param_shardings` divides '{given.names[i]}', and `tx` puts its "
+                    "state together with that of others: what is put together must lie "
+                    "alike. Give bucketed the same shardings: "
+                    "adamx.bucketed(tx, shardings=param_shardings)."
+                )
 
 
 def _check_divides(placement: Placement, zero1: Any) -> None:
@@ -97,6 +127,9 @@ def _check_divides(placement: Placement, zero1: Any) -> None:
     held = {owner for owner in placement.mirrors.owners if owner is not None}
     if any(placement.own[i] != given.dims[i] for i in held):
         return
+    if any(any(dims) for dims in placement.flat.values()):
+        return
+    held |= placement.flat.keys()
     whole = placement.undivided()
     count = _specs.pieces(axes, given.sizes)
     if not held:
@@ -196,7 +229,7 @@ def _sharding(
     given: Given, owner: int | None, dims: Dims, on_host: bool
 ) -> NamedSharding:
     if owner is None:
-        own = NamedSharding(given.mesh, PartitionSpec())
+        own = NamedSharding(given.mesh, _specs.as_spec(dims))
     elif dims == given.dims[owner]:
         own = given.shardings[owner]
     else:

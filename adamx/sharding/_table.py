@@ -29,8 +29,9 @@ class ShardingRow:
     Attributes:
       path: 'a/b'.
       shape: of the parameter; None where shared.
-      param_spec, state_spec: of the parameter, and of what mirrors it; None where
-        shared: it is on every device.
+      param_spec, state_spec: of the parameter, and of what mirrors it (of the flat
+        array that its state is in, see `bucketed`); None where shared: it is on every
+        device.
       divided: whether `zero1` divides its state; None without `zero1`, where shared and
         where it has no state.
       state_bytes: of its arrays in the state.
@@ -129,15 +130,16 @@ def describe_shardings(
             here = buffers[at]
         else:
             here = own / max(x.size, 1) * _specs.share(x.shape, dims, sizes)
-        before = totals.get(owner, (0.0, 0.0))
-        totals[owner] = before[0] + own, before[1] + here
+        for i, share in _shares(placement, at, owner).items():
+            before = totals.get(i, (0.0, 0.0))
+            totals[i] = before[0] + own * share, before[1] + here * share
     whole = set(placement.undivided()) if zero1 is not None else set()
     table = [
         ShardingRow(
             path=name,
             shape=given.shapes[i],
             param_spec=_specs.as_spec(given.dims[i]),
-            state_spec=_specs.as_spec(placement.own[i]),
+            state_spec=_specs.as_spec(placement.flat.get(i, placement.own[i])),
             divided=i not in whole if zero1 is not None and i in totals else None,
             state_bytes=totals.get(i, (0.0, 0.0))[0],
             bytes_per_device=totals.get(i, (0.0, 0.0))[1],
@@ -152,6 +154,17 @@ def describe_shardings(
         bytes_per_device=sum(here for _, here in totals.values()),
         undivided=tuple(given.names[i] for i in sorted(whole)),
     )
+
+
+def _shares(
+    placement: Placement, at: int, owner: int | None
+) -> dict[int | None, float]:
+    """Whose an array is, and how much of it."""
+    members = placement.mirrors.joint.get(at)
+    if not members:
+        return {owner: 1.0}
+    whole = sum(members.values())
+    return {i: size / max(whole, 1) for i, size in members.items()}
 
 
 def _held(placement: Placement, state: PyTree) -> list[float]:
