@@ -15,12 +15,12 @@ network and ends within a minute on two CPU cores:
     python examples/finetune.py --search    # the rates
 
 What to expect: the new digits alone are learned best from scratch, 96 % (what was
-learned before does not help here), which leaves nothing of the old ones. What counts is
-both: one small rate ends at 88 % of the new and 94 % of the old, a frozen backbone at 72
-and 100, the groups at 87 and 97: a head that begins anew may learn three times as fast
-as what is to be kept. That is one point more in the mean of both than one rate has, with
-half of its spread over the seeds; SGD at the end changes nothing, as there is little
-left to learn (92.0 and 92.3 in the mean, where seeds differ by 1.3).
+learned before does not help here), which leaves nothing of the old ones. What counts
+is both: one small rate ends at 88 % of the new and 94 % of the old, a frozen backbone
+at 72 and 100, the groups at 87 and 97: a head that begins anew may learn three times
+as fast as what is to be kept. That is a point more in the mean of both than with one
+rate, and less of a spread over the seeds. SGD at the end changes nothing (92.0 for
+92.3 in the mean, where seeds differ by 1.3): there is little left to learn.
 
 Rates: the same search for each (`--search`): eight seeds that are not reported, the
 rates of GRID for the head, times those of SHARES for the backbone; taken is what has

@@ -149,16 +149,16 @@ class Special:
     Attributes:
       make: makes it.
       within: how far the answer may be from the truth.
-      is_quick: whether it is tried in every run, with every client.
+      quick: the clients with which it is tried in every run, not only in slow ones.
     """
 
     make: Callable[[], Any]
     within: float = 0.15
-    is_quick: bool = False
+    quick: tuple[str, ...] = ()
 
 
 SPECIALS = {
-    "all at once": Special(all_at_once, is_quick=True),
+    "all at once": Special(all_at_once, quick=("optimistix", "flowjax")),
     "schedule-free": Special(lambda: adamx.schedule_free_adamw(2 * RATE), 0.3),
     "guard": Special(lambda: adamx.guard(adamx.adamw(RATE), spike_zscore=50.0)),
     "int8": Special(lambda: adamx.adamw(RATE, mu_dtype=INT8, nu_dtype=INT8)),
@@ -167,7 +167,7 @@ SPECIALS = {
     "accumulate": Special(lambda: adamx.accumulate(adamx.adamw(2 * RATE), 2)),
     "adam_to_sgd": Special(lambda: adamx.adam_to_sgd(RATE, total_steps=STEPS)),
     "with_hyperparams": Special(
-        lambda: adamx.with_hyperparams(adamx.adamw, RATE), is_quick=True
+        lambda: adamx.with_hyperparams(adamx.adamw, RATE), quick=("optimistix",)
     ),
     "cautious": Special(lambda: adamx.cautious(adamx.adamw(RATE))),
 }
@@ -195,7 +195,7 @@ def test_a_client_trains_as_with_optax(client):
 @pytest.mark.parametrize(
     ("client", "name"),
     [
-        pytest.param(c, n, marks=[] if special.is_quick else pytest.mark.slow)
+        pytest.param(c, n, marks=[] if c in special.quick else pytest.mark.slow)
         for n, special in SPECIALS.items()
         for c in CLIENTS
     ],

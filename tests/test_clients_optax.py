@@ -269,7 +269,7 @@ SPECIALS = {
 
 # What is refused is so at the first step.
 QUICK = {
-    "all at once": ("MultiSteps", "sam", "split_real_and_imaginary"),
+    "all at once": ("sam", "split_real_and_imaginary"),
     "guard": SPECIALS["guard"].retyped,
     "sophia_h": ("reduce_on_plateau", *SPECIALS["sophia_h"].refused),
     "master_weights": ("apply_if_finite", "MultiSteps"),
