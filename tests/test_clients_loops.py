@@ -20,9 +20,21 @@ import pytest
 
 import adamx
 from adamx import codecs
+from tests.helpers import IS_OLD_XLA
 
 STEPS, RATE = 120, 0.05
 INT8 = codecs.int8(min_size=1)  # of the smallest leaves too
+
+
+@pytest.fixture(autouse=True, scope="module")
+def keeps_no_program():
+    """In jax 0.6 Optimistix's loop, read from the compilation cache, takes no step."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    if IS_OLD_XLA:
+        jax.config.update(name, 1e9)
+    yield
+    jax.config.update(name, before)
 
 
 @dataclasses.dataclass(frozen=True)
