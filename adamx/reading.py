@@ -18,7 +18,14 @@ from adamx import _checks, _tree
 from adamx._types import PyTree
 
 # Containers that only hold other states: their field names carry no information.
-_PLUMBING = ("inner_state", "inner_states", "inner_opt_state", "opt_state")
+_PLUMBING = (
+    "inner_state",
+    "inner_states",
+    "inner_opt_state",
+    "opt_state",
+    "fast_state",  # optax.lookahead
+    "base_optimizer_state",  # optax.contrib.schedule_free
+)
 
 Number = Any  # int or float; an array where the state is batched, a tracer inside jit
 ByGroup = Any  # a Number, or dict[str, Number] by group

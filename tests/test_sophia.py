@@ -194,7 +194,7 @@ def test_eps_zero_never_divides_zero_by_zero():
     np.testing.assert_array_equal(updates, [0.0, -1.0, 1.0])
 
 
-def test_obj_fn_is_loss_fn_and_hessian_fn_goes_first():
+def test_obj_fn_and_value_fn_are_loss_fn_and_hessian_fn_goes_first():
     params = jnp.arange(1.0, 4.0)
     tx = adamx.sophia_h(1e-2)
     nus = [
@@ -202,11 +202,13 @@ def test_obj_fn_is_loss_fn_and_hessian_fn_goes_first():
         for source in (
             {"loss_fn": quadratic},
             {"obj_fn": quadratic},
+            {"value_fn": quadratic, "value": 1.0},
             {"loss_fn": quadratic, "hessian_fn": lambda p, key: jnp.full(3, 7.0)},
         )
     ]
     np.testing.assert_array_equal(nus[0], nus[1])
-    np.testing.assert_allclose(nus[2], 0.07, rtol=1e-6)
+    np.testing.assert_array_equal(nus[0], nus[2])
+    np.testing.assert_allclose(nus[3], 0.07, rtol=1e-6)
 
 
 def test_labels_are_drawn_in_float32():

@@ -1,10 +1,11 @@
 """A factory's arguments: which are numbers, which schedules, which neither."""
 
+import dataclasses
 import difflib
 import inspect
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,10 @@ from adamx import _checks
 _EMPTY = inspect.Parameter.empty
 
 
-class Arguments(NamedTuple):
+# Compared by identity: bound arguments have no hash, and who takes a transformation for
+# a tree (Optimistix, of its closures) wants one of every leaf that is no array.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arguments:
     """A factory with all of its arguments, defaults included.
 
     Attributes:

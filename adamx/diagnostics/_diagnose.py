@@ -35,7 +35,8 @@ class DiagnoseState(NamedTuple):
     Attributes:
       count: int32 scalar, steps seen; stays at 2^31 - 1 once there.
       measured_at: int32 scalar, the step last measured; 0: none yet.
-      values: float32 (layers, numbers), NaN before it is measured.
+      values: float32 (layers, numbers), as last measured; at first 0, since who selects
+        states by arithmetic (`optax.contrib.sam`) would keep a NaN for ever.
       names: of both; no array.
       inner_state: that of the transformation.
     """
@@ -48,13 +49,18 @@ class DiagnoseState(NamedTuple):
 
     def readings(self) -> dict[str, Any]:
         """The numbers by layer."""
-        values = to_host(self.values)  # at once: a slice on the device takes 0.1 ms
+        values = to_host(self._known())  # at once: a slice on the device takes 0.1 ms
         shown = list(enumerate(self.names.numbers))[:-1]
         layers = {
             layer: {name: values[..., i, k] for k, name in shown}
             for i, layer in enumerate(self.names.layers)
         }
         return {"diagnostics": Diagnostics(unboxed(self.measured_at), layers)}
+
+    def _known(self) -> jax.Array:
+        """The values, NaN before they are measured."""
+        is_known = jnp.asarray(unboxed(self.measured_at))[..., None, None] > 0
+        return jnp.where(is_known, unboxed(self.values), jnp.nan)
 
 
 def diagnose(
@@ -175,7 +181,7 @@ def diagnose(
         return DiagnoseState(
             count=jnp.zeros((), jnp.int32),
             measured_at=jnp.zeros((), jnp.int32),
-            values=jnp.full((probe.rows, len(probe.numbers)), jnp.nan, jnp.float32),
+            values=jnp.zeros((probe.rows, len(probe.numbers)), jnp.float32),
             names=Names(probe.names, probe.numbers),
             inner_state=inner_state,
         )
@@ -206,7 +212,7 @@ def diagnose(
         counts = [source.count for source in sources(state.inner_state)]
 
         def read() -> jax.Array:
-            like, last = (grads, params), state.values[:, -1]
+            like, last = (grads, params), state._known()[:, -1]
             return probe.behind(before, like, counts, inner_state, last)
 
         values = _varying.cond(is_now, read, lambda: state.values)

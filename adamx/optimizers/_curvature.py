@@ -22,7 +22,11 @@ from adamx._types import PyTree, at_least_single, dtype_of
 
 PROBES = ("rademacher", "gaussian")
 # estimator: the extra arguments of `update` that it can work from, and what they are.
-SOURCES = {"hutchinson": ("loss_fn", "obj_fn"), "gauss_newton": ("logits_fn",)}
+# obj_fn is the name in optax.contrib.sophia, value_fn in Optax's line searches.
+SOURCES = {
+    "hutchinson": ("loss_fn", "obj_fn", "value_fn"),
+    "gauss_newton": ("logits_fn",),
+}
 _MEANING = {
     "hutchinson": "a function of the parameters that returns the scalar loss",
     "gauss_newton": "a function of the parameters that returns logits (..., classes)",
@@ -48,7 +52,9 @@ def source(estimator: str, extra_args: Mapping[str, Any]) -> tuple[str, Any]:
         f"`{names[0]}` must be {_MEANING[estimator]}, got {got}: the curvature is "
         f"estimated with it. Call tx.update(gradients, state, params, {names[0]}="
         "lambda p: ...), closing over the batch; or pass hessian_fn=, a function of "
-        "the parameters and a key that returns an estimate of the Hessian's diagonal."
+        "the parameters and a key that returns an estimate of the Hessian's diagonal. "
+        "Where another library calls `update`, it must hand the function on: "
+        "flax.nnx.Optimizer does, TrainState.apply_gradients and NumPyro do not."
     )
 
 

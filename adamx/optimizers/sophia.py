@@ -156,9 +156,10 @@ def scale_by_sophia(
 
     They are called in one branch of a `jax.lax.cond`, so that they cost nothing but in
     every `update_interval`-th step (under `vmap` over states: in every step).
-    `loss_fn` (or `obj_fn`, as in Optax) serves "hutchinson", `logits_fn`
-    "gauss_newton"; `hessian_fn` goes before both and returns a tree like the
-    parameters: there, average over devices where gradients are averaged by hand.
+    `loss_fn` (or `obj_fn`, as in Optax's Sophia, or `value_fn`, as in its line searches
+    and in Optimistix) serves "hutchinson", `logits_fn` "gauss_newton"; `hessian_fn`
+    goes before both and returns a tree like the parameters: there, average over devices
+    where gradients are averaged by hand.
     Behind optax.masked or partition, all are given the parameters of the group only,
     with MaskedNode for the others.
 

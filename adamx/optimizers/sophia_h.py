@@ -39,7 +39,8 @@ def sophia_h(
     `loss_fn` is called with the tree of parameters. A Flax nnx model is merged inside
     it: `graph, params, rest = nnx.split(model, nnx.Param, ...)`, then
     `loss_fn=lambda p: loss(nnx.merge(graph, p, rest), batch)`; `nnx.Optimizer.update`
-    hands extra arguments on, `TrainState.apply_gradients` does not (use `tx.update`).
+    hands extra arguments on, as `optimistix.OptaxMinimiser` does by itself;
+    `TrainState.apply_gradients` does not (use `tx.update`).
 
     Args:
       learning_rate: see `scale_by_learning_rate`; the paper's are about Adam's.
@@ -50,8 +51,8 @@ def sophia_h(
       independent_decay: see `adamw`.
 
     Returns:
-      The optimizer; its update needs `params` and `loss_fn` (or `obj_fn`), or
-      `hessian_fn`: see `scale_by_sophia`. State: `ScaleBySophiaState`,
+      The optimizer; its update needs `params` and `loss_fn` (or `obj_fn`,
+      `value_fn`), or `hessian_fn`: see `scale_by_sophia`. State: `ScaleBySophiaState`,
       `AddDecoupledWeightDecayState`, `ScaleByLearningRateState`; the last two change
       places with `independent_decay`.
 

@@ -24,7 +24,7 @@ def expand_mask(name: str, mask: Mask, params: PyTree) -> PyTree:
     """
     if mask is None:
         return jax.tree.map(lambda _: True, params)
-    if _is_mask_function(mask):
+    if _is_mask_function(mask, params):
         try:
             mask = mask(params)
         except (AttributeError, TypeError) as error:
@@ -49,10 +49,13 @@ def expand_mask(name: str, mask: Mask, params: PyTree) -> PyTree:
         ) from error
 
 
-def _is_mask_function(mask: Any) -> bool:
-    # A module (Equinox) may be callable and still be a tree of bools.
-    leaves = jax.tree.leaves(mask)
-    return callable(mask) and bool(leaves) and all(callable(leaf) for leaf in leaves)
+def _is_mask_function(mask: Any, params: PyTree) -> bool:
+    # A module (Equinox) may be callable and still be a tree of bools; and a function
+    # may be a tree of what it closes over (Optimistix makes one of it).
+    if not callable(mask) or type(mask) is type(params):
+        return False
+    kinds = [getattr(leaf, "dtype", type(leaf)) for leaf in jax.tree.leaves(mask)]
+    return any(kind not in (bool, np.bool_) for kind in kinds)
 
 
 def _as_bool(value: Any) -> bool:
