@@ -362,6 +362,8 @@ _WRITERS: dict[str, Writer] = {
 
 
 _LARGER = "((x) > (a) || (x) != (x)) ? (x) : (a)"
+# Where no NaN is looked for: one that is met is passed over.
+LARGER_NUMBER = "((x) > (a)) ? (x) : (a)"
 # A reduction of elements: (type of the accumulator, its first value, one step).
 _REDUCTIONS = {
     ("reduce_sum", "float32"): ("double", "0", "(a) + (x)"),
