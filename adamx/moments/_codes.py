@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adamx.moments import _layout, _rounding
 from adamx.moments._order import one_of
@@ -212,21 +213,12 @@ def _integer_code(
     power = _power(old.dtype)
     size = (jnp.abs(x) if is_signed else x).astype(jnp.float32)
     k = _root(size, power) * _inverse(scales, x.shape, old.dtype)
+    k = _at_most(k, old.dtype)
     is_negative = x < 0
     if bits is not None:
         b = old.astype(jnp.float32)
         b = jnp.where(is_negative, -b, b) if is_signed else b + 1.0
-        gone = k - b
-        side = jnp.where(gone < 0, jnp.float32(-1.0), jnp.float32(1.0))
-        far = jnp.abs(gone)
-        odds, share = far, _rounding.uniform(bits)
-        if power == 2:
-            odds = far * (k + jnp.abs(b))
-            share = share * jnp.abs(b + b + side)
-        # Where b is 0 also beyond 1/2, up to the middle of the squares: k^2 < 1/2.
-        stays = (smaller(far, odds) if is_signed else far) < 0.5
-        k = jnp.where(stays, jnp.where(odds > share, b + side, b), k)
-    k = _at_most(k, old.dtype)
+        k = _at_random(k, b, bits, power, is_signed=is_signed)
     # The low bits of the sum are the integer. A conversion would be right too, but it
     # sees to NaN and overflow, which cannot be here, and is the slower for it.
     if is_signed:
@@ -234,6 +226,31 @@ def _integer_code(
     else:
         k = larger(k, jnp.float32(1.0)) + jnp.float32(_MAGIC - 1.0)
     return jax.lax.bitcast_convert_type(k, jnp.int32).astype(old.dtype)
+
+
+def _at_random(
+    k: jax.Array, b: jax.Array, bits: jax.Array, power: int, *, is_signed: bool
+) -> jax.Array:
+    """k, or where its nearest integer is b that or the one on the other side of k."""
+    gone = k - b
+    far = jnp.abs(gone)
+    # In units of the random number's last place.
+    number, unit = _rounding.whole(bits), _rounding.WHOLE
+    odds, share = far, number * jnp.float32(unit)
+    if power == 2:
+        odds = far * (k + jnp.abs(b))
+        gap = b * jnp.float32(2 * unit) + _with_sign_of(gone, unit)
+        share = number * jnp.abs(gap)
+    # Where b is 0 also beyond 1/2, up to the middle of the squares: k^2 < 1/2.
+    stays = (smaller(far, odds) if is_signed and power == 2 else far) < 0.5
+    return jnp.where(stays, jnp.where(odds > share, b + _with_sign_of(gone, 1), b), k)
+
+
+def _with_sign_of(x: jax.Array, size: float) -> jax.Array:
+    """A number > 0 with the sign of x, by its bits: a comparison takes longer."""
+    sign = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x80000000)
+    number = np.float32(size).view(np.uint32)
+    return jax.lax.bitcast_convert_type(sign | number, jnp.float32)
 
 
 def _round(

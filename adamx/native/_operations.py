@@ -275,7 +275,9 @@ def _convert(params: Any, dtypes: Any, result: str, x: Any) -> str | None:
     if source == "float64" and result in _HALVES:
         return None  # it would be rounded twice
     if _is_float(result):
-        return f"(({_TYPES[result][1]}){x[0]})"
+        # Many processors convert signed integers only.
+        signed = "(int32_t)" if source in ("uint8", "uint16") else ""
+        return f"(({_TYPES[result][1]}){signed}{x[0]})"
     if _is_float(source):
         # Towards zero, at most to the borders of the type; NaN is 0.
         low, high = np.iinfo(result).min, np.iinfo(result).max
