@@ -413,8 +413,9 @@ def test_no_float32_copy_of_the_moments_lives_across_leaves(layout):
     state = tx.init(params)
     compiled = donated.lower(params, state, params).compile(AS_USERS)
     size = sum(p.nbytes for p in params.values())
-    # The 8-bit codes are a quarter of them each; a copy of a moment would be all.
-    assert compiled.memory_analysis().temp_size_in_bytes <= 0.8 * size
+    # The 8-bit codes are a quarter of them each; a copy of a moment would be all. Leaf
+    # by leaf: what is in the way of one is gone before the next.
+    assert compiled.memory_analysis().temp_size_in_bytes <= 0.45 * size
 
 
 def test_one_compilation_for_all_steps():
