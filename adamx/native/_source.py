@@ -115,9 +115,7 @@ class _Parts:
         self.lines.append(f"m{i}[j] = {name};")
         self.behind.append(f"for (int j = 0; j < n; j++) y{i}[j] = ({stored})m{i}[j];")
 
-    def loops(
-        self, before: Sequence[str] = (), after: Sequence[str] = ()
-    ) -> list[str]:
+    def loops(self, before: Sequence[str] = (), after: Sequence[str] = ()) -> list[str]:
         """The loops over rows, blocks and elements; lines by row before and after."""
         is_by_rows = self.region.is_by_rows
         if not self.is_blocked:
@@ -204,7 +202,9 @@ def _computed(
                 define(output, f"({names[root]} * sqrtf({name(factor)}))")
                 continue
             if output in cut:
-                text: str | None = f"({operations.variable_type(output.dtype)}){given[0]}"
+                text: str | None = (
+                    f"({operations.variable_type(output.dtype)}){given[0]}"
+                )
             else:
                 dtypes = [x.dtype for x in inputs]
                 text = operations.expression(
@@ -255,7 +255,9 @@ def _shared_roots(region: Region) -> dict[Value, tuple[Value, Operand]]:
 
 
 def _is_node(value: Any, name: str) -> bool:
-    return isinstance(value, Value) and value.node is not None and value.node.name == name
+    return (
+        isinstance(value, Value) and value.node is not None and value.node.name == name
+    )
 
 
 def _joined(*parts: Sequence[str] | str) -> str:
