@@ -31,8 +31,8 @@ _PAIRS = (
 )
 
 
-# Rows that share the scale of a column, by dtype, where no block is asked for: 7 numbers
-# of a sign are few for what the largest of hundreds is unlike.
+# Rows that share the scale of a column, by dtype, where no block is asked for: with 7
+# numbers of each sign, most of a column lies between the first few of them.
 _ROWS = {"int4": 64}
 
 

@@ -54,7 +54,7 @@ def behind(known: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _is_known(x: jax.Array) -> jax.Array:
-    """True for numbers >= 0. (XLA takes |x| >= 0 to be true before x is known.)"""
+    """True for numbers >= 0; XLA takes |x| >= 0 to be true before x is known."""
     return x > jnp.asarray(-1.0, x.dtype)
 
 

@@ -182,7 +182,7 @@ def _ordered(regions: Sequence[Region], kept: set[Node]) -> list[_Work]:
 
 
 def _is_much(members: Sequence[Region]) -> bool:
-    """Whether reductions read so much that a cache does not hold it until it is used."""
+    """Whether reductions read more than a cache holds until it is read again."""
     if not members[0].reductions:
         return False
     return sum(math.prod(region.arrays[0].shape) for region in members) > _CACHED
