@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from adamx.native import _operations as operations
-from adamx.native._graph import Node, Number, Value
+from adamx.native._graph import Node, Number, Operand, Value
 from adamx.native._lines import is_made_by
 from adamx.native._loops import BLOCK, Parts, stored
 from adamx.native._regions import Region, reduced_to
@@ -64,15 +64,21 @@ def _size_or_zero(node: Node, value: Value) -> Value | None:
     """
     if node.name != "reduce_max" or not is_made_by(value, "select_n"):
         return None
-    assert value.node is not None
-    is_nan, size, other = value.node.inputs
+    is_nan, size, other = _inputs(value)
     if is_made_by(other, "broadcast_in_dim"):
-        other = other.node.inputs[0]  # type: ignore[union-attr]
+        (other,) = _inputs(other)
     is_zero = isinstance(other, Number) and other.value == 0
     if not is_zero or not is_made_by(is_nan, "ne") or not is_made_by(size, "abs"):
         return None
-    same = is_nan.node.inputs  # type: ignore[union-attr]
-    return size if same[0] is size and same[1] is size else None  # type: ignore[return-value]
+    assert isinstance(size, Value)
+    return size if all(x is size for x in _inputs(is_nan)) else None
+
+
+def _inputs(value: Operand) -> tuple[Operand, ...]:
+    """What a value that some operation makes is made of."""
+    assert isinstance(value, Value)
+    assert value.node is not None
+    return value.node.inputs
 
 
 @dataclasses.dataclass
