@@ -55,6 +55,29 @@ def test_scales_are_the_largest_of_their_groups(layout, block):
             np.testing.assert_array_equal(g, w.astype(np.float32))
 
 
+def test_columns_of_4_bit_means_have_a_scale_for_64_rows_or_more():
+    heights = {63: [63], 64: [64], 127: [127], 128: [64, 64], 200: [67, 67, 66]}
+    for height, sizes in heights.items():
+        x = numbers((height, 96))
+        held = stored(x, make("int4"), True)
+        assert [s.shape for s in held.scales] == [(height, 1), (len(sizes), 96)]
+        parts = np.split(np.abs(x), np.cumsum(sizes)[:-1])
+        want = np.stack([part.max(0) for part in parts])
+        np.testing.assert_array_equal(held.scales[1], want)
+        # Asked for, blocks are as asked; squares have one scale for a column.
+        (_, by_column) = stored(x, make("int4", block=height), True).scales
+        assert by_column.shape == (1, 96)
+        assert stored(x, make("int4"), False).scales[1].shape == (1, 96)
+        (by_column,) = stored(x, make("int4", layout="column"), True).scales
+        np.testing.assert_array_equal(by_column, want)
+    for height in (4224, 50257):  # no block is empty
+        state = jax.eval_shape(
+            lambda n=height: moments.zeros(jnp.zeros((n, 2)), make("int4"))
+        )
+        count = state.scales[1].shape[0]
+        assert (count - 1) * -(-height // count) < height
+
+
 @pytest.mark.parametrize("shape", [(21,), (64,), (300,), (21, 3), (3, 21), (2, 19, 4)])
 def test_the_largest_is_found_with_nan_before_and_behind_it(shape):
     """Each element in turn is the only number; what is left of a group of NaN is 0."""
@@ -199,8 +222,8 @@ def test_distance_from_float32_after_50_steps():
     }
     (got,) = _mean_errors(chosen, [50])
     assert 0 < got["int8"] <= 1e-4
-    assert 0 < got["int4-nearest"] <= 1.5e-3
-    assert 0 < got["int4"] <= 1.8e-3  # what not to stall costs
+    assert 0 < got["int4-nearest"] <= 1.35e-3
+    assert 0 < got["int4"] <= 1.5e-3
 
 
 @pytest.mark.slow
@@ -413,8 +436,10 @@ def test_no_float32_copy_of_the_moments_lives_across_leaves(layout):
     state = tx.init(params)
     compiled = donated.lower(params, state, params).compile(AS_USERS)
     size = sum(p.nbytes for p in params.values())
-    # The 8-bit codes are a quarter of them each; a copy of a moment would be all.
-    assert compiled.memory_analysis().temp_size_in_bytes <= 0.8 * size
+    # The 8-bit codes are a quarter of them each; a copy of a moment would be all. Leaf
+    # by leaf: what is in the way of one is gone before the next.
+    assert " conditional(" in compiled.as_text()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 0.45 * size
 
 
 def test_one_compilation_for_all_steps():

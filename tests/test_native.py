@@ -5,6 +5,7 @@ loop of XLA's over a leaf: what fell back would be equal to itself.
 """
 
 import concurrent.futures
+import itertools
 import os
 import re
 import subprocess
@@ -256,6 +257,52 @@ def test_codes_are_read_and_written_in_passes(codec):
             else:
                 np.testing.assert_allclose(new, old, rtol=1e-6, atol=1e-12)
         params, state = wanted
+
+
+def programs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The text of every program in C that is asked for from now on."""
+    texts, compile_own = [], _build.target_of
+
+    def target_of(text: str) -> Any:
+        texts.append(text)
+        return compile_own(text)
+
+    monkeypatch.setattr(_build, "target_of", target_of)
+    return texts
+
+
+def test_leaves_of_codes_are_two_programs_one_after_the_other(monkeypatch):
+    """Of any shape; a leaf's scales are found, it is written, then the next one."""
+    texts = programs(monkeypatch)
+    codec = adamx.codecs.int8()
+    _, native = steps_of(adamx.adamw(1e-3, mu_dtype=codec, nu_dtype=codec))
+    shapes = [(256, 512), (512, 256), (300, 400)]
+    params = [jnp.zeros(shape) for shape in shapes]
+    state = adamx.adamw(1e-3, mu_dtype=codec, nu_dtype=codec).init(params)
+    text = text_of(native, params, state, params)
+    assert sum("static void reduce(" in t for t in set(texts)) == 1
+    assert sum("uint8_t* out" in t for t in set(texts)) == 1
+    calls = re.findall(r"= (\(.*?\)) custom-call\(", text[text.index("ENTRY") :])
+    kinds = ["u8[" in result for result in calls]
+    assert kinds.count(True) == 3
+    assert kinds[-1]
+    assert (True, True) not in itertools.pairwise(kinds)
+
+
+def test_a_root_of_a_multiple_shares_the_root(monkeypatch):
+    """sqrt(s x + 0) is sqrt(s) sqrt(x) where sqrt(x) is there; else it is as it was."""
+    x = jnp.asarray(np.random.default_rng(0).uniform(0, 9, 1000), jnp.float32)
+    s = jnp.float32(1.7)
+
+    def several(x: jax.Array, s: jax.Array) -> list[jax.Array]:
+        return [jnp.sqrt(x * s + 0.0), jnp.sqrt(x), jnp.sqrt(s * x), jnp.sqrt(x + s)]
+
+    texts = programs(monkeypatch)
+    found = jax.jit(lambda x, s: in_passes(several, x, s))(x, s)
+    (text,) = texts
+    assert [text.count(f) for f in ("= sqrtf(", "* sqrtf(")] == [2, 2]
+    for a, b in zip(found, several(x, s), strict=True):
+        np.testing.assert_allclose(a, b, rtol=3e-7)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-8])

@@ -31,6 +31,11 @@ _PAIRS = (
 )
 
 
+# Rows that share the scale of a column, by dtype, where no block is asked for: with 7
+# numbers of each sign, most of a column lies between the first few of them.
+_ROWS = {"int4": 64}
+
+
 @dataclasses.dataclass(frozen=True)
 class Codec:
     """A storage format of moments: see `adamx.codecs`, which makes them.
@@ -185,7 +190,9 @@ def encoded(params: PyTree, codec: Codec, is_signed: bool, fill: Any = 0.0) -> E
         groups = (_layout.one_for_all(shape),) * len(scales)
         if codec.encodes(_tree.path_name(path), p):
             if codec.layout is not None:
-                groups = _layout.scale_shapes(shape, codec.layout, codec.block)
+                groups = _layout.scale_shapes(
+                    shape, codec.layout, codec.block, _ROWS.get(jnp.dtype(dtype).name)
+                )
             codes.append(jnp.full_like(p, _fill_code(fill, codec, dtype), dtype=dtype))
         else:
             wide = real_dtype(at_least_single(dtype_of(p)))

@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adamx.moments import _layout, _rounding
 from adamx.moments._order import one_of
@@ -82,8 +83,18 @@ def _root(x: jax.Array, power: int) -> jax.Array:
     return jnp.sqrt(x) if power == 2 else x
 
 
+def smaller(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The smaller one, y where x is NaN: one instruction, where lax.min takes four."""
+    return jnp.where(x < y, x, y)
+
+
+def larger(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The larger one, y where x is NaN."""
+    return jnp.where(x > y, x, y)
+
+
 def _common(
-    scales: tuple[jax.Array, ...], shape: _layout.Shape, choose: Any = jnp.minimum
+    scales: tuple[jax.Array, ...], shape: _layout.Shape, choose: Any = smaller
 ) -> jax.Array:
     """The scale by element; of two, what `choose` takes: the smaller one.
 
@@ -106,10 +117,11 @@ def decode(codes: jax.Array, scales: tuple[jax.Array, ...], dtype: Any) -> jax.A
     power = _power(codes.dtype)
     units = tuple(_root(s, power) * (1.0 / _levels(codes.dtype)) for s in scales)
     k = codes.astype(jnp.float32)
-    if jnp.issubdtype(codes.dtype, jnp.unsignedinteger):
-        k = k + 1.0
-    x = k * _common(units, codes.shape)
-    return (x * jnp.abs(x) if power == 2 else x).astype(dtype)
+    is_signed = not jnp.issubdtype(codes.dtype, jnp.unsignedinteger)
+    x = (k if is_signed else k + 1.0) * _common(units, codes.shape)
+    if power == 2:
+        x = x * (jnp.abs(x) if is_signed else x)
+    return x.astype(dtype)
 
 
 def find_scales(
@@ -161,64 +173,84 @@ def encode(
         if bits is None:
             return x.astype(old.dtype)
         return _rounding.round_stochastic(x.astype(jnp.float32), bits)
-    # By scale and not by element; with the division last, XLA keeps it out of the loop.
-    # 1 / a subnormal number is infinite: such a group is read as 0.
-    inverse = [jnp.where(s >= _TINY, 1.0 / s, 0.0) for s in scales]
-    share = jnp.abs(x).astype(jnp.float32) * _common(
-        tuple(inverse), x.shape, jnp.maximum
-    )
     if jnp.issubdtype(old.dtype, jnp.floating):
-        size = share * jnp.float32(_levels(old.dtype))
+        size = jnp.abs(x).astype(jnp.float32) * _inverse(scales, x.shape, old.dtype)
         return _float_code(x, _at_most(size, old.dtype), old, bits)
-    return _integer_code(x, share, old, bits)
+    return _integer_code(x, scales, old, bits)
+
+
+def _inverse(
+    scales: tuple[jax.Array, ...], shape: _layout.Shape, dtype: Any
+) -> jax.Array:
+    """What the root of |x| is multiplied by to be k; |x| itself where k is no root.
+
+    By scale and not by element; with the division last, XLA keeps it out of the loop.
+    1 / a subnormal number is infinite: such a group is read as 0.
+    """
+    levels, power = _levels(dtype), _power(dtype)
+    inverse = [jnp.where(s >= _TINY, levels / _root(s, power), 0.0) for s in scales]
+    return _common(tuple(inverse), shape, larger)
 
 
 def _at_most(k: jax.Array, dtype: Any) -> jax.Array:
-    levels = jnp.float32(_levels(dtype))
-    return jnp.where(k < levels, k, levels)  # NaN: the top
+    return smaller(k, jnp.float32(_levels(dtype)))  # NaN: the top
 
 
 def _integer_code(
-    x: jax.Array, share: jax.Array, old: jax.Array, bits: jax.Array | None
+    x: jax.Array, scales: tuple[jax.Array, ...], old: jax.Array, bits: jax.Array | None
 ) -> jax.Array:
-    """The code of x: of k^power = share levels^power.
+    """The code of x: the integer next to k, or one of the two that k is between.
 
-    Rounding at random is rounding to the nearest k, after a random number was added to
-    k^power that makes the mean of the rounded k^power right. Only two codes can be: the
-    old one, b, and that on the other side of k^power.
+    At random it is the nearest where that is not the old one, b; else b or its
+    neighbour b + s on the side of k, such that the mean of what is read is right:
+
+        P(b + s) = (k^2 - b^2) / ((b + s)^2 - b^2) = |k - b| (k + |b|) / |2 b + s|
+
+    (|k - b| where x is not a square.) Signs are relative to that of x; the only root is
+    that of |x|, which a leaf rule may have taken already.
     """
     is_signed = jnp.issubdtype(old.dtype, jnp.signedinteger)
     power = _power(old.dtype)
-    k = share * jnp.float32(_levels(old.dtype) ** power)
-    if bits is not None:
-        code = old.astype(jnp.float32)
-        before = jnp.abs(code) if is_signed else code + 1.0
-        gone = k - (before * before if power == 2 else before)
-        noise = _rounding.centered(bits)
-        if power == 2:
-            # From b^2 to (b +- 1/2)^2, where the nearest is another; from 0 to 1/2.
-            stays = jnp.abs(gone - 0.25) < jnp.maximum(before, 0.25)
-            # (b +- 1)^2 is 2 b +- 1 away: the share of `gone` in it. 2 b + 1 is wider
-            # than what is rounded to b, and must not reach below it.
-            is_up = gone >= 0
-            gap = before + before + jnp.where(is_up, 1.0, -1.0)
-            noise = noise * gap - 0.25
-            noise = jnp.where(is_up, jnp.maximum(noise, -gone), noise)
-        else:
-            stays = jnp.abs(gone) < 0.5
-        if is_signed:
-            stays = stays & (x * code >= 0)
-        k = k + jnp.where(stays, noise, 0.0)
-    if power == 2:
-        k = jnp.sqrt(jnp.maximum(k, 0.0))
+    size = (jnp.abs(x) if is_signed else x).astype(jnp.float32)
+    k = _root(size, power) * _inverse(scales, x.shape, old.dtype)
     k = _at_most(k, old.dtype)
+    is_negative = x < 0
+    if bits is not None:
+        b = old.astype(jnp.float32)
+        b = jnp.where(is_negative, -b, b) if is_signed else b + 1.0
+        k = _at_random(k, b, bits, power, is_signed=is_signed)
     # The low bits of the sum are the integer. A conversion would be right too, but it
     # sees to NaN and overflow, which cannot be here, and is the slower for it.
     if is_signed:
-        k = jnp.where(x < 0, -k, k) + jnp.float32(_MAGIC)
+        k = jnp.where(is_negative, -k, k) + jnp.float32(_MAGIC)
     else:
-        k = jnp.maximum(k, 1.0) + jnp.float32(_MAGIC - 1.0)
+        k = larger(k, jnp.float32(1.0)) + jnp.float32(_MAGIC - 1.0)
     return jax.lax.bitcast_convert_type(k, jnp.int32).astype(old.dtype)
+
+
+def _at_random(
+    k: jax.Array, b: jax.Array, bits: jax.Array, power: int, *, is_signed: bool
+) -> jax.Array:
+    """k, or where its nearest integer is b that or the one on the other side of k."""
+    gone = k - b
+    far = jnp.abs(gone)
+    # In units of the random number's last place.
+    number, unit = _rounding.whole(bits), _rounding.WHOLE
+    odds, share = far, number * jnp.float32(unit)
+    if power == 2:
+        odds = far * (k + jnp.abs(b))
+        gap = b * jnp.float32(2 * unit) + _with_sign_of(gone, unit)
+        share = number * jnp.abs(gap)
+    # Where b is 0 also beyond 1/2, up to the middle of the squares: k^2 < 1/2.
+    stays = (smaller(far, odds) if is_signed and power == 2 else far) < 0.5
+    return jnp.where(stays, jnp.where(odds > share, b + _with_sign_of(gone, 1), b), k)
+
+
+def _with_sign_of(x: jax.Array, size: float) -> jax.Array:
+    """A number > 0 with the sign of x, by its bits: a comparison takes longer."""
+    sign = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x80000000)
+    number = np.float32(size).view(np.uint32)
+    return jax.lax.bitcast_convert_type(sign | number, jnp.float32)
 
 
 def _round(

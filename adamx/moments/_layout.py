@@ -44,7 +44,9 @@ _RUN, _ROWS = 16, 8
 Shape = tuple[int, ...]
 
 
-def scale_shapes(shape: Shape, layout: str, block: int | None) -> tuple[Shape, ...]:
+def scale_shapes(
+    shape: Shape, layout: str, block: int | None, rows: int | None = None
+) -> tuple[Shape, ...]:
     """The shapes of the scales of an array, as many as `COUNTS` says.
 
     Args:
@@ -52,6 +54,8 @@ def scale_shapes(shape: Shape, layout: str, block: int | None) -> tuple[Shape, .
       layout: one of `LAYOUTS`. Vectors have blocks in all but "tensor".
       block: into blocks of at most how many elements a shared axis is divided; None:
         shared as a whole, vectors and "block" in 256s.
+      rows: where `block` is None, the scale of a column is for that many rows or more
+        (fewer than twice as many); None: for all.
 
     Returns:
       One or two shapes; the second of rank1 is that of one number for all, (1, ...),
@@ -71,9 +75,13 @@ def scale_shapes(shape: Shape, layout: str, block: int | None) -> tuple[Shape, .
     last = _blocks(shape[-1], block or _BLOCK)
     if len(shape) == 1 or layout == "block":
         return _padded(((*shape[:-1], last),), shape, layout)
-    *leading, rows, columns = shape
-    by_row = (*leading, rows, _blocks(columns, block or columns))
-    by_column = (*leading, _blocks(rows, block or rows), columns)
+    *leading, height, columns = shape
+    by_row = (*leading, height, _blocks(columns, block or columns))
+    if block is None and rows is not None:
+        height_of_block = -(-height // max(height // rows, 1))
+    else:
+        height_of_block = block or height
+    by_column = (*leading, _blocks(height, height_of_block), columns)
     # By name, so that a layout without shapes of its own is an error here.
     shapes = {
         "row": (by_row,),

@@ -33,7 +33,7 @@ def in_turn(
     """
 
     def apart(*operands: jax.Array) -> tuple[jax.Array, jax.Array]:
-        value = lax.cond(unknown >= 0, function, function, *operands)
+        value = lax.cond(_is_known(unknown), function, function, *operands)
         return value, value
 
     def fused(*operands: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -50,7 +50,12 @@ def in_turn(
 
 def behind(known: jax.Array, x: jax.Array) -> jax.Array:
     """x, computed after `known`, a number >= 0."""
-    return jnp.where(known >= 0, x, jnp.zeros_like(x))
+    return jnp.where(_is_known(known), x, jnp.zeros_like(x))
+
+
+def _is_known(x: jax.Array) -> jax.Array:
+    """True for numbers >= 0; XLA takes |x| >= 0 to be true before x is known."""
+    return x > jnp.asarray(-1.0, x.dtype)
 
 
 def one_of(x: jax.Array) -> jax.Array:

@@ -34,6 +34,8 @@ from adamx._traced import is_for_passes
 _START = (0x243F6A88, 0x85A308D3)
 # From here on the bfloat16 above is infinite: 0x7F7F is the largest finite one.
 _TOP = 0x7F7F0000
+# The unit of `whole`.
+WHOLE = 2.0**-24
 # 2^32 over the golden ratio, to the nearest odd number.
 _GOLDEN = 0x9E3779B1
 
@@ -175,26 +177,24 @@ def spread_bits(start: jax.Array, shape: Sequence[int]) -> jax.Array:
     return _positions(shape) * jnp.uint32(_GOLDEN) + start
 
 
-def centered(bits: jax.Array) -> jax.Array:
-    """Random bits as float32 in (-1/2, 1/2): 2^24 numbers, symmetric about 0.
-
-    >>> float(centered(jnp.array(0, jnp.uint32))) * 2**25
-    1.0
-    """
-    number = lax.bitcast_convert_type(bits, jnp.int32)
-    whole = lax.shift_right_arithmetic(number, jnp.int32(8))
-    return whole.astype(jnp.float32) * jnp.float32(2.0**-24) + jnp.float32(2.0**-25)
-
-
 def uniform(bits: jax.Array) -> jax.Array:
     """Random bits as float32 in [0, 1): the highest 24 of them, over 2^24.
 
     >>> float(uniform(jnp.array(0x80000000, jnp.uint32)))
     0.5
     """
+    return whole(bits) * jnp.float32(WHOLE)
+
+
+def whole(bits: jax.Array) -> jax.Array:
+    """The highest 24 random bits as float32, a whole number; times `WHOLE` below 1.
+
+    >>> float(whole(jnp.array(0x80000000, jnp.uint32)))
+    8388608.0
+    """
     # Through int32: processors have no conversion of unsigned integers.
-    whole = lax.bitcast_convert_type(_shift(bits, 8), jnp.int32)
-    return whole.astype(jnp.float32) * jnp.float32(2.0**-24)
+    number = lax.bitcast_convert_type(_shift(bits, 8), jnp.int32)
+    return number.astype(jnp.float32)
 
 
 @jax.custom_jvp

@@ -97,8 +97,6 @@ def is_in_passes(own: Sequence[jax.Array]) -> bool:
 
 def at_turn(turn: jax.Array, own: list[jax.Array]) -> list[jax.Array]:
     """A leaf's codes and scales; these are known only once `turn` is, a number >= 0."""
-    if is_in_passes(own):
-        return own
     codes, *scales = own
     return [codes, *(behind(turn, s) for s in scales)]
 
@@ -106,11 +104,15 @@ def at_turn(turn: jax.Array, own: list[jax.Array]) -> list[jax.Array]:
 def turn_after(own: Sequence[jax.Array], turn: jax.Array) -> jax.Array:
     """A number >= 0 that is known when a leaf's codes are; small leaves pass `turn` on.
 
-    All of them: were one code read outside of `in_turn`, only it would be computed.
+    All of them: were one code read outside of `in_turn`, only it would be computed. Of
+    passes over memory, one code says that all are: leaves are done one by one, and what
+    is read for its scales is still in the processor's cache when it is read again.
     """
     codes, *scales = own
-    if not scales or codes.size < LARGE or is_in_passes(own):
+    if not scales or codes.size < LARGE:
         return turn
+    if is_in_passes(own):
+        return one_of(codes)
 
     return in_turn(one_of, one_of(scales[0]), codes)[1]
 

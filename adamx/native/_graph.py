@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from adamx.native._operations import dtype_name
@@ -63,10 +65,10 @@ class Number:
 
     __slots__ = ("dtype", "shape", "value")
 
-    def __init__(self, literal: Any):
-        self.value = literal.val
-        self.shape = literal.aval.shape
-        self.dtype = dtype_name(literal.aval.dtype)
+    def __init__(self, value: Any, aval: Any):
+        self.value = value
+        self.shape = aval.shape
+        self.dtype = dtype_name(aval.dtype)
 
 
 # What a node reads.
@@ -139,7 +141,7 @@ def _write_out(
     known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
     def operand(v: Any) -> Operand:
-        return Number(v) if isinstance(v, core.Literal) else known[v]
+        return Number(v.val, v.aval) if isinstance(v, core.Literal) else known[v]
 
     for eqn in jaxpr.eqns:
         inputs = tuple(operand(v) for v in eqn.invars)
@@ -151,6 +153,8 @@ def _write_out(
                 graph.constants[constant] = value
                 held.append(constant)
             results = _write_out(graph, inner.jaxpr, held, inputs)
+        elif (number := _number_of(eqn, inputs)) is not None:
+            results = [number]
         else:
             node = Node(len(graph.nodes), eqn, jaxpr, inputs)
             node.outputs = [Value(v.aval, node, i) for i, v in enumerate(eqn.outvars)]
@@ -158,6 +162,17 @@ def _write_out(
             results = list(node.outputs)
         known.update(zip(eqn.outvars, results, strict=True))
     return [operand(v) for v in jaxpr.outvars]
+
+
+def _number_of(eqn: Any, inputs: Sequence[Operand]) -> Number | None:
+    """A float made of a number in the program: it stays a number of the program."""
+    if eqn.primitive.name != "convert_element_type":
+        return None
+    (operand,), aval = inputs, eqn.outvars[0].aval
+    is_float = jnp.issubdtype(aval.dtype, jnp.floating)
+    if not isinstance(operand, Number) or aval.shape or not is_float:
+        return None
+    return Number(np.asarray(operand.value).astype(aval.dtype), aval)
 
 
 def _called(eqn: Any) -> Any:

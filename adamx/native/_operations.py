@@ -275,7 +275,9 @@ def _convert(params: Any, dtypes: Any, result: str, x: Any) -> str | None:
     if source == "float64" and result in _HALVES:
         return None  # it would be rounded twice
     if _is_float(result):
-        return f"(({_TYPES[result][1]}){x[0]})"
+        # Many processors convert signed integers only.
+        signed = "(int32_t)" if source in ("uint8", "uint16") else ""
+        return f"(({_TYPES[result][1]}){signed}{x[0]})"
     if _is_float(source):
         # Towards zero, at most to the borders of the type; NaN is 0.
         low, high = np.iinfo(result).min, np.iinfo(result).max
@@ -362,6 +364,8 @@ _WRITERS: dict[str, Writer] = {
 
 
 _LARGER = "((x) > (a) || (x) != (x)) ? (x) : (a)"
+# Where no NaN is looked for: one that is met is passed over.
+LARGER_NUMBER = "((x) > (a)) ? (x) : (a)"
 # A reduction of elements: (type of the accumulator, its first value, one step).
 _REDUCTIONS = {
     ("reduce_sum", "float32"): ("double", "0", "(a) + (x)"),

@@ -334,11 +334,12 @@ def merged(regions: Sequence[Region]) -> list[Region]:
 
 
 def _union(group: Sequence[Region]) -> Region:
+    # In the function's order: leaves that are alike are one program then.
+    group = sorted(group, key=lambda region: region.reductions[0].number)
     region = _cone(list(dict.fromkeys(region.outputs[0] for region in group)))
     assert region is not None
-    reductions = [node for one in group for node in one.reductions]
     return dataclasses.replace(
         region,
         outputs=[region.outputs[0] for region in group],
-        reductions=reductions,
+        reductions=[node for one in group for node in one.reductions],
     )

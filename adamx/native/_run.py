@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from adamx.native._source import Source, source_of
 
 # Leaves of one call: XLA's time for one grows faster than its operands' number.
 _LEAVES = 64
+# Elements that are reduced in one call, before other passes read them again.
+_CACHED = 2**20
 
 
 def in_passes(
@@ -165,6 +168,13 @@ def _ordered(plan: Plan) -> list[_Work]:
     ]
 
 
+def _is_much(members: Sequence[Region]) -> bool:
+    """Whether reductions read more than a cache holds until it is read again."""
+    if not members[0].reductions:
+        return False
+    return sum(math.prod(region.arrays[0].shape) for region in members) > _CACHED
+
+
 def _grouped(regions: Sequence[Region]) -> list[tuple[Source, list[Region]]]:
     """Regions of one program that read the same scalars, so many to a call."""
     sums = merged([region for region in regions if region.reductions])
@@ -174,7 +184,7 @@ def _grouped(regions: Sequence[Region]) -> list[tuple[Source, list[Region]]]:
         source = source_of(region)
         key = (source, tuple(region.scalars))
         members = groups.get(key)
-        if members is None or len(members) == _LEAVES:
+        if members is None or len(members) == _LEAVES or _is_much(members):
             members = groups[key] = []
             calls.append((source, members))
         members.append(region)

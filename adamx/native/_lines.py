@@ -1,0 +1,109 @@
+"""A region's operations as lines of C, one each."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from adamx.native import _operations as operations
+from adamx.native._graph import PASSED_ON, Number, Operand, Value
+from adamx.native._loops import is_byte
+from adamx.native._regions import Region, is_position
+
+
+def computed(region: Region, names: dict[Value, str], *, is_blocked: bool) -> list[str]:
+    """One line for each operation; names what it computes."""
+
+    def name(operand: Operand) -> str:
+        if isinstance(operand, Value):
+            return names[operand]
+        return operations.literal(operand.value, operand.dtype)
+
+    lines = []
+
+    def define(output: Value, text: str) -> None:
+        names[output] = f"t{len(names)}"
+        kind = operations.variable_type(output.dtype)
+        lines.append(f"const {kind} {names[output]} = {text};")
+
+    cut = _cut_when_written(region) if is_blocked else set()
+    roots = _shared_roots(region)
+    for node in region.nodes:
+        for output in node.outputs:
+            inputs: Sequence[Operand] = node.inputs
+            if node.name in PASSED_ON:
+                inputs = [node.inputs[output.index]]
+                if isinstance(inputs[0], Value) and inputs[0] not in names:
+                    continue  # it passes on what is no part of this region
+            if output in names:
+                continue
+            if is_position(output):
+                define(output, "place + (uint32_t)j" if is_blocked else "(uint32_t)i")
+                continue
+            given = [name(x) for x in inputs]
+            if output in roots:
+                root, inside, factor = roots[output]
+                if root not in names:
+                    define(root, f"sqrtf({name(inside)})")
+                define(output, f"({names[root]} * sqrtf({name(factor)}))")
+                continue
+            if output in cut:
+                text = f"({operations.variable_type(output.dtype)}){given[0]}"
+            else:
+                dtypes = [x.dtype for x in inputs]
+                found = operations.expression(
+                    node.name, node.params, dtypes, output.dtype, given
+                )
+                assert found is not None  # a region holds nothing else
+                text = found
+            if text in given:
+                names[output] = text
+            else:
+                define(output, text)
+    return lines
+
+
+def _cut_when_written(region: Region) -> set[Value]:
+    """Integers cut to a byte that are only written: writing them cuts them."""
+    read = {x for node in region.nodes for x in node.inputs if isinstance(x, Value)}
+    return {
+        value
+        for value in region.outputs
+        if is_byte(value)
+        and value not in read
+        and value.node is not None
+        and value.node.name == "convert_element_type"
+        and value.node.inputs[0].dtype in ("int32", "uint32")
+    }
+
+
+def _shared_roots(region: Region) -> dict[Value, tuple[Value, Operand, Operand]]:
+    """Roots of s x, s a scalar, as (the root of x, x, s) where that root is there too.
+
+    One of the two is saved, as sqrt(x) sqrt(s). (A number x that has a root has one
+    with s only where s is no less than 0.)
+    """
+    roots = {
+        node.inputs[0]: node.outputs[0]
+        for node in region.nodes
+        if node.name == "sqrt" and node.outputs[0].dtype == "float32"
+    }
+    found: dict[Value, tuple[Value, Operand, Operand]] = {}
+    for inner, root in roots.items():
+        value: Any = inner
+        if is_made_by(value, "add"):  # of nothing, as an eps_root that is 0
+            terms = value.node.inputs
+            rest = [x for x in terms if not (isinstance(x, Number) and x.value == 0)]
+            value = rest[0] if len(rest) == 1 else value
+        if not is_made_by(value, "mul"):
+            continue
+        for x, factor in itertools.permutations(value.node.inputs):
+            is_scalar = isinstance(factor, Number) or factor in region.scalars
+            if is_scalar and x in roots:
+                found[root] = roots[x], x, factor
+    return found
+
+
+def is_made_by(value: Any, name: str) -> bool:
+    """Whether a value is the result of a primitive."""
+    node = value.node if isinstance(value, Value) else None
+    return node is not None and node.name == name

@@ -1,0 +1,124 @@
+"""The loops of a pass: over rows, blocks and elements."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from adamx.native import _operations as operations
+from adamx.native._graph import Value
+from adamx.native._regions import Region
+
+# Elements of a block: what is made before it is reduced, or in 32 bits before it is
+# written in 8, in the fastest cache. Loops that do one thing are vectorised.
+BLOCK = 512
+
+_ROW = [
+    "for (int64_t r = begin; r < end; r++) {",
+    "const int64_t first = r * cols, first_column = (r / rows) * cols;",
+    "(void)first_column;",
+]
+
+
+@dataclasses.dataclass
+class Parts:
+    """Lines of C: what is done once, for each row, each block and each element.
+
+    A row (or, where rows do not matter, a chunk) is done in blocks where something is
+    reduced, and where bytes are read or written. The bytes are made 32 bits wide in a
+    loop of their own: a compiler that meets both in one takes as many elements at once
+    as bytes fit into a vector, and runs out of registers.
+    """
+
+    region: Region
+    once: list[str] = dataclasses.field(default_factory=list)
+    by_row: list[str] = dataclasses.field(default_factory=list)
+    by_block: list[str] = dataclasses.field(default_factory=list)
+    lines: list[str] = dataclasses.field(default_factory=list)
+    behind: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def is_blocked(self) -> bool:
+        held = [*self.region.arrays, *self.region.results]
+        return bool(self.region.reductions) or any(map(is_byte, held))
+
+    def read(self, i: int, value: Value, kind: str) -> str:
+        """Declares an array; the name of its element."""
+        kept = stored(value)
+        self.once.append(f"const {kept}* in{i} = (const {kept}*)in[{i}];")
+        if kind == "row":
+            self.by_row.append(reading(f"r{i}", value, f"in{i}[r]"))
+            return f"r{i}"
+        start = "first" if kind == "array" else "first_column"
+        if not self.is_blocked:
+            index = "i" if kind == "array" else "first_column + c"
+            self.lines.append(reading(f"a{i}", value, f"in{i}[{index}]"))
+            return f"a{i}"
+        self.by_block.append(f"const {kept}* x{i} = in{i} + {start} + from;")
+        place = f"x{i}[j]"
+        if kind == "array" and is_byte(value):
+            self.once.append(f"{operations.variable_type(value.dtype)} n{i}[{BLOCK}];")
+            self.by_block.append(f"for (int j = 0; j < n; j++) n{i}[j] = {place};")
+            place = f"n{i}[j]"
+        self.lines.append(reading(f"a{i}", value, place))
+        return f"a{i}"
+
+    def write(self, i: int, value: Value, name: str) -> None:
+        """Declares a result, and writes its element."""
+        kept = stored(value)
+        self.once.append(f"{kept}* out{i} = ({kept}*)out[{i}];")
+        found = operations.store(value.dtype, name)
+        if not self.is_blocked:
+            self.lines.append(f"out{i}[i] = {found};")
+            return
+        self.by_block.append(f"{kept}* y{i} = out{i} + first + from;")
+        if not is_byte(value):
+            self.lines.append(f"y{i}[j] = {found};")
+            return
+        self.once.append(f"{operations.variable_type(value.dtype)} m{i}[{BLOCK}];")
+        self.lines.append(f"m{i}[j] = {name};")
+        self.behind.append(f"for (int j = 0; j < n; j++) y{i}[j] = ({kept})m{i}[j];")
+
+    def loops(self, before: Sequence[str] = (), after: Sequence[str] = ()) -> list[str]:
+        """The loops over rows, blocks and elements; lines by row before and after."""
+        is_by_rows = self.region.is_by_rows
+        if not self.is_blocked:
+            start, end = ("0", "cols") if is_by_rows else ("begin", "end")
+            inner = [
+                "INDEPENDENT",
+                f"for (int64_t c = {start}; c < {end}; c++) {{",
+                f"const int64_t i = {'first + c' if is_by_rows else 'c'};",
+                *self.lines,
+                "}",
+            ]
+        else:
+            inner = [
+                f"const int64_t length = {'cols' if is_by_rows else 'end - begin'};",
+                f"for (int64_t from = 0; from < length; from += {BLOCK}) {{",
+                f"const int n = (int)(length - from < {BLOCK} ? length - from : "
+                f"{BLOCK});",
+                "const uint32_t place = (uint32_t)(first + from);",
+                *self.by_block,
+                "INDEPENDENT",
+                "for (int j = 0; j < n; j++) {",
+                *self.lines,
+                "}",
+                *self.behind,
+                "}",
+            ]
+        row = _ROW if is_by_rows else ["{ const int64_t first = begin;"]
+        return [*row, *before, *self.by_row, *inner, *after, "}"]
+
+
+def stored(value: Value) -> str:
+    """The C type of a value's elements in memory."""
+    return operations.stored_type(value.dtype)
+
+
+def reading(name: str, value: Value, place: str) -> str:
+    """The line that reads an element into a variable."""
+    kind = operations.variable_type(value.dtype)
+    return f"const {kind} {name} = {operations.load(value.dtype, place)};"
+
+
+def is_byte(value: Value) -> bool:
+    """Whether an element takes one byte."""
+    return stored(value) in ("int8_t", "uint8_t")

@@ -1,0 +1,202 @@
+"""Reductions as C: sums and largest elements of a leaf, of its rows, of its columns."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from adamx.native import _operations as operations
+from adamx.native._graph import Node, Number, Operand, Value
+from adamx.native._lines import is_made_by
+from adamx.native._loops import BLOCK, Parts, stored
+from adamx.native._regions import Region, reduced_to
+
+# Independent sums, for the compiler to keep in one vector.
+_LANES = 32
+
+
+def reduces(region: Region, names: dict[Value, str], parts: Parts) -> list[str]:
+    """`reduce`, and what pass.c needs to put the parts of a leaf together."""
+    sums = []
+    for i, (node, value) in enumerate(
+        zip(region.reductions, region.outputs, strict=True)
+    ):
+        kind, start, step = operations.reduction(node.name, value.dtype)
+        size = _size_or_zero(node, value)
+        if size is not None:
+            value, start, step = size, "0", operations.LARGER_NUMBER
+        sums.append(_Sum(i, node, value, kind, start, step))
+    by_kind = {k: [s for s in sums if s.kind == k] for k in ("single", "row", "column")}
+    stepwise = [*by_kind["single"], *by_kind["row"]]
+    buffers = {names[s.value]: s for s in stepwise}
+    for name, s in buffers.items():
+        parts.once.append(
+            f"{operations.variable_type(s.value.dtype)} b_{name}[{BLOCK}];"
+        )
+        parts.lines.append(f"b_{name}[j] = {name};")
+    for s in by_kind["column"]:
+        parts.once.append(s.column_pointer())
+        parts.by_block.append(f"{s.type}* v{s.i} = col{s.i} + first_column + from;")
+        step = f"v{s.i}[j] = STEP{s.i}(v{s.i}[j], {names[s.value]});"
+        parts.lines.append(step)
+    parts.behind += [line for s in stepwise for line in s.steps(f"b_{names[s.value]}")]
+    return [
+        *(f"#define STEP{s.i}(a, x) ({s.next})" for s in sums),
+        *_wholes(by_kind["single"]),
+        *_columns(by_kind["column"]),
+        "static void reduce(",
+        "    void* const* in, void* const* out, const void* const* scalars,",
+        "    whole_t* whole, char* columns, int64_t all_columns,",
+        "    int64_t begin, int64_t end, int64_t rows, int64_t cols) {",
+        *parts.once,
+        *(line for s in by_kind["single"] for line in s.lanes()),
+        *parts.loops(
+            [line for s in by_kind["row"] for line in s.lanes()],
+            [line for s in by_kind["row"] for line in s.row_result()],
+        ),
+        *(line for s in by_kind["single"] for line in s.whole_result()),
+        "}",
+    ]
+
+
+def _size_or_zero(node: Node, value: Value) -> Value | None:
+    """|x|, where the largest of where(isnan(|x|), 0, |x|) is asked for.
+
+    A comparison leaves NaN out by itself then.
+    """
+    if node.name != "reduce_max" or not is_made_by(value, "select_n"):
+        return None
+    is_nan, size, other = _inputs(value)
+    if is_made_by(other, "broadcast_in_dim"):
+        (other,) = _inputs(other)
+    is_zero = isinstance(other, Number) and other.value == 0
+    if not is_zero or not is_made_by(is_nan, "ne") or not is_made_by(size, "abs"):
+        return None
+    assert isinstance(size, Value)
+    return size if all(x is size for x in _inputs(is_nan)) else None
+
+
+def _inputs(value: Operand) -> tuple[Operand, ...]:
+    """What a value that some operation makes is made of."""
+    assert isinstance(value, Value)
+    assert value.node is not None
+    return value.node.inputs
+
+
+@dataclasses.dataclass
+class _Sum:
+    """One reduction: its place among the results, its accumulator in C."""
+
+    i: int
+    node: Node
+    value: Value
+    type: str
+    start: str
+    next: str
+
+    @property
+    def kind(self) -> str | None:
+        return reduced_to(self.node)
+
+    def lanes(self) -> list[str]:
+        return [
+            f"{self.type} acc{self.i}[{_LANES}];",
+            f"for (int l = 0; l < {_LANES}; l++) acc{self.i}[l] = {self.start};",
+        ]
+
+    def column_pointer(self) -> str:
+        return (
+            f"{self.type}* col{self.i} = "
+            f"({self.type}*)(columns + COLUMN_OFFSET{self.i} * all_columns);"
+        )
+
+    def steps(self, buffer: str) -> list[str]:
+        """The loops that take in the numbers of a block."""
+        i = self.i
+        lanes = f"for (int l = 0; l < {_LANES}; l++)"
+        return [
+            # A copy, for the compiler to keep in registers.
+            f"{{ {self.type} t[{_LANES}];",
+            f"{lanes} t[l] = acc{i}[l];",
+            f"const int whole = n & ~{_LANES - 1};",
+            f"for (int j = 0; j < whole; j += {_LANES})",
+            f"{lanes} t[l] = STEP{i}(t[l], {buffer}[j + l]);",
+            f"{lanes} acc{i}[l] = t[l];",
+            "for (int j = whole; j < n; j++)",
+            f"acc{i}[j - whole] = STEP{i}(acc{i}[j - whole], {buffer}[j]); }}",
+        ]
+
+    def total(self) -> list[str]:
+        i = self.i
+        return [
+            f"{self.type} total{i} = {self.start};",
+            f"for (int l = 0; l < {_LANES}; l++)",
+            f"total{i} = STEP{i}(total{i}, acc{i}[l]);",
+        ]
+
+    def row_result(self) -> list[str]:
+        kept = stored(self.value)
+        return [
+            *self.total(),
+            f"(({kept}*)out[{self.i}])[r] = ({kept})total{self.i};",
+        ]
+
+    def whole_result(self) -> list[str]:
+        return [*self.total(), f"whole->w{self.i} = total{self.i};"]
+
+
+def _wholes(sums: Sequence[_Sum]) -> list[str]:
+    """Numbers for a whole leaf: one set for each chunk, added up in their order."""
+    return [
+        "typedef struct { char unused;",
+        *(f"{s.type} w{s.i};" for s in sums),
+        "} whole_t;",
+        "static void start_whole(whole_t* a) {",
+        *(f"a->w{s.i} = {s.start};" for s in sums),
+        "}",
+        "static void add_whole(whole_t* a, const whole_t* b) {",
+        *(f"a->w{s.i} = STEP{s.i}(a->w{s.i}, b->w{s.i});" for s in sums),
+        "}",
+        "static void finish_whole(void* const* out, const whole_t* a) {",
+        *(
+            f"*({stored(s.value)}*)out[{s.i}] = ({stored(s.value)})a->w{s.i};"
+            for s in sums
+        ),
+        "}",
+    ]
+
+
+def _columns(sums: Sequence[_Sum]) -> list[str]:
+    """Numbers by column: one set for each thread, in blocks of one type each."""
+    # All as wide as the widest: a double after an odd number of floats is not aligned.
+    width = 8 if any(s.type == "double" for s in sums) else 4
+    offsets = [f"#define COLUMN_OFFSET{s.i} {n * width}" for n, s in enumerate(sums)]
+    size = width * len(sums)
+
+    def loop(line: str) -> list[str]:
+        lines = []
+        for s in sums:
+            lines += [
+                "for (int64_t c = 0; c < n; c++) {",
+                line.format(
+                    i=s.i,
+                    start=s.start,
+                    a=f"(({s.type}*)(a + COLUMN_OFFSET{s.i} * n))[c]",
+                    b=f"((const {s.type}*)(b + COLUMN_OFFSET{s.i} * n))[c]",
+                    out=f"(({stored(s.value)}*)out[{s.i}])[c]",
+                ),
+                "}",
+            ]
+        return lines
+
+    return [
+        *offsets,
+        f"#define COLUMN_BYTES {size}",
+        "static void start_columns(char* a, int64_t n) {",
+        *loop("{a} = {start};"),
+        "}",
+        "static void add_columns(char* a, const char* b, int64_t n) {",
+        *loop("{a} = STEP{i}({a}, {b});"),
+        "}",
+        "static void finish_columns(void* const* out, const char* a, int64_t n) {",
+        *loop("{out} = {a};"),
+        "}",
+    ]
