@@ -24,7 +24,7 @@ PERIODIC = 0.3
 PERIODIC_RECORDS = 400
 PERIODIC_LEAST = 100
 PERIODS = 8
-FOLLOWED = 0.5
+FOLLOWED = 2 / 3
 LEARNT = 0.1
 LAST = 5
 LEAST_RECORDS = 10
@@ -74,7 +74,7 @@ def unshuffled(run: Run) -> Sequence[Sign]:
 
 
 def memorised(run: Run) -> Sequence[Sign]:
-    """Of what training won since the start, validation has won less than half.
+    """Of what training won since the start, validation has won less than two thirds.
 
     Medians of the last 5 validation losses and of the training losses near them, 10 and
     more; against where training began (see `began_at`), or the first validation loss
@@ -83,7 +83,9 @@ def memorised(run: Run) -> Sequence[Sign]:
     then validation need not get worse, as `gap` wants it.
 
     Source: Zhang et al., "Understanding deep learning requires rethinking
-    generalization" (2017): training to zero loss with nothing learnt; the half is ours.
+    generalization" (2017): training to zero loss with nothing learnt; the numbers are
+    ours (the digits by three hidden layers: 0.61 with 32 examples, 0.73 with 64, 1.17
+    with all).
     """
     steps, values = metric(run.history, "val_loss")
     _, losses = metric(run.history, "loss")
