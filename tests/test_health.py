@@ -489,10 +489,10 @@ RUNS = {
     "plateau": (
         "plateau",
         [
-            losses(falling, lambda k, x=x: max(2.0 - k / 10, x), rate=lambda k: 1e-3)
+            losses(None, lambda k, x=x: max(2.0 - k / 10, x), rate=lambda k: 1e-3)
             for x in (0.2, 0.5, 1.0)
         ],
-        losses(falling, lambda k: 1.0 - k / 50, rate=lambda k: 1e-3),
+        losses(None, lambda k: 1.0 - k / 50, rate=lambda k: 1e-3),
     ),
     "skipped": (
         "skipped",
