@@ -15,6 +15,7 @@ import optax
 
 from adamx import _checks, _tree, _varying, moments
 from adamx._steps import step_of, with_step
+from adamx._traced import traced_once
 from adamx._types import GradientTransformation, GradientTransformationExtraArgs, PyTree
 from adamx.diagnostics._layers import (
     By,
@@ -199,9 +200,7 @@ def diagnose(
 
         before = _varying.cond(is_now, look, lambda: probe.nothing(grads, params))
         held = _behind(before.known, state.inner_state)
-        seen = jax.tree.map(
-            lambda g: moments.behind(before.known, jnp.asarray(g)), grads
-        )
+        seen = jax.tree.map(lambda g: _seen(before.known, jnp.asarray(g)), grads)
         result, inner_state = take(seen, held, params, **extra_args)
         counts = [source.count for source in sources(state.inner_state)]
 
@@ -269,6 +268,9 @@ def _check_has_moments(state: PyTree) -> None:
             "schedule_free_adamw, rmsprop, swats, adam_to_sgd) of this library; sgd, "
             "lion and Optax's own have none that can be read."
         )
+
+
+_seen = traced_once(moments.behind)
 
 
 def _behind(known: jax.Array, state: PyTree) -> PyTree:
