@@ -19,6 +19,8 @@ SOUND = {
     "sorted": 0.0,  # the period in which batches are of the one half and of the other
     "layer_nan": NO,  # NaN in the sick layer's gradient each so many steps
     "batch_nan": NO,  # NaN in the loss each so many steps
+    "nan_from": NO,  # NaN in the loss from that step on
+    "late": 1.0,  # gradients of all layers from step 440 on, times this
     "examples": NO,  # trained on, of all
     "fixed": 0.0,  # 1: the same batch in each step
 }
@@ -37,6 +39,7 @@ class Illness(NamedTuple):
       cure: what differs from SOUND when the cause is gone.
       bias: strength -> what is added to the bias before a ReLU while ill.
       restart: the cure begins again from the first parameters (they were lost).
+      is_blind: layers are not measured.
     """
 
     cause: str
@@ -47,6 +50,7 @@ class Illness(NamedTuple):
     cure: Mapping[str, float] = MappingProxyType({})
     bias: bool = False
     restart: bool = False
+    is_blind: bool = False
 
 
 ILLNESSES = {
@@ -91,7 +95,7 @@ ILLNESSES = {
         "rate of all layers times",
         (100, 1000, 10000),
         lambda s: {"rate": s},
-        ("stuck", "ratio_high", "diverging", "lost_loss", "oscillation"),
+        ("burst", "stuck", "ratio_high", "diverging", "lost_loss", "oscillation"),
         where="all",
         restart=True,
     ),
@@ -99,7 +103,7 @@ ILLNESSES = {
         "batches of one half of the labels, then of the other: period in steps",
         (16, 14, 2),
         lambda s: {"sorted": s},
-        ("oscillation",),
+        ("oscillation", "unshuffled"),
         where="all",
     ),
     "exploding": Illness(
@@ -140,8 +144,23 @@ ILLNESSES = {
         "examples to train on",
         (32, 16, 8),
         lambda s: {"examples": s},
-        ("gap",),
+        ("gap", "memorised"),
         where="all",
         restart=True,
+    ),
+    "lost loss": Illness(
+        "NaN in the loss from a step on",
+        (450, 300, 100),
+        lambda s: {"nan_from": s},
+        ("lost_loss",),
+        where="all",
+    ),
+    "exploding norm": Illness(
+        "layers not measured; gradients of all from step 440 on, times",
+        (300, 3000, 30000),
+        lambda s: {"late": s},
+        ("exploding",),
+        where="all",
+        is_blind=True,
     ),
 }

@@ -11,6 +11,7 @@ optimizers, which must have none.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +65,7 @@ def ill_gradients(patient: Patient, grads: Any, plant: Any, step: Any) -> Any:
 
     def change(path: Any, g: jax.Array) -> jax.Array:
         g = g * jnp.where(step < EARLY, plant["early"], 1.0)
+        g = g * jnp.where(step >= LATE, plant["late"], 1.0)
         if "/".join(entry.key for entry in path) != patient.sick:
             return g
         g = g * jnp.where(step < EARLY, plant["layer_early"], 1.0)
@@ -101,6 +103,7 @@ def prepared(patient: Patient, make_tx: Callable[..., Any] = make_tx) -> Run:
         def loss_fn(p: Any) -> jax.Array:
             loss = patient.losses(p, batch).mean()
             is_nan = (number + 1) % plant["batch_nan"] == 0
+            is_nan |= number >= plant["nan_from"]
             return loss * jnp.where(is_nan, jnp.nan, 1.0)
 
         loss, grads = jax.value_and_grad(loss_fn)(params)
@@ -123,7 +126,13 @@ def shifted(params: Any, layer: str, by: float) -> Any:
 
 
 def train(
-    run: Run, carry: Any, plant: Any, seed: int, start: int, history: adamx.History
+    run: Run,
+    carry: Any,
+    plant: Any,
+    seed: int,
+    start: int,
+    history: adamx.History,
+    is_blind: bool = False,
 ) -> Any:
     """A phase; appends to the history after each `EVERY` steps, losses of all steps."""
     key = jax.random.key(seed)
@@ -141,6 +150,8 @@ def train(
         for k, loss in enumerate(losses[:-1]):
             history.append(adamx.Reading(), loss=loss, step=at + 1 + k)
         reading = adamx.read(state)
+        if is_blind:
+            reading = dataclasses.replace(reading, diagnostics=None)
         history.append(reading, loss=losses[-1], val_loss=val_loss, step=at + EVERY)
     return carry
 
@@ -213,14 +224,16 @@ def fall_ill(name: str, strength: float, run: Run, seed: int) -> Outcome:
     carry = run.init(jax.random.key(seed))
     if illness.bias:
         carry = (shifted(carry[0], patient.relu, strength), carry[1])
-    carry = train(run, carry, illness.plant(strength), seed, 0, history)
+    carry = train(
+        run, carry, illness.plant(strength), seed, 0, history, illness.is_blind
+    )
     ill = findings(history)
     if illness.bias:
         carry = (shifted(carry[0], patient.relu, -strength), carry[1])
     if illness.restart:
         carry, history = run.init(jax.random.key(seed)), adamx.History()
     start = 0 if illness.restart else PHASE
-    train(run, carry, illness.cure, seed, start, history)
+    train(run, carry, illness.cure, seed, start, history, illness.is_blind)
     right = right_findings(illness, patient)
     return Outcome(name, strength, model_name(run), ill, findings(history), right)
 

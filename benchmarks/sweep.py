@@ -108,7 +108,7 @@ def speed(task: _tasks.Task, steps: int, rounds: int, count: int) -> list[list[s
 
     one = jax.jit(single_run(loss_fn, make_tx))
     search = _sweep_run.checked(loss_fn, params, batches, make_tx)
-    train = _sweep.Trainer(search, len(rates), None)
+    train = _sweep.Trainer(search, len(rates), None, in_cache=True)
 
     def together() -> Any:
         return train(found.learning_rates, None)

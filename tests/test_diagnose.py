@@ -200,7 +200,7 @@ def test_a_sample_is_not_a_grid_and_finds_the_scales_of_its_elements():
     columns = np.broadcast_to(
         np.arange(256), (512, 256)
     )  # 64 elements apart: 4 columns
-    found = np.asarray(sample(jnp.asarray(columns), (512, 256), 1, 2048))[0]
+    found = np.asarray(sample(jnp.asarray(columns), (512, 256), 1, 2048))
     assert len(np.unique(found)) > 200
     # By blocks: 5 layers in 2, 10 rows in 3, of 4 and 4 and 2.
     scales = jnp.arange(36.0).reshape(2, 3, 6)

@@ -21,6 +21,7 @@ from adamx.diagnostics import (
     _evidence,
     _health,
     _rules,
+    _rules_data,
     _rules_run,
 )
 from adamx.diagnostics._probe import RANGES, Probe
@@ -423,7 +424,34 @@ def falling(k):
     return 2.0 * 0.9**k + 0.1
 
 
+NOISE = np.random.default_rng(1).standard_normal(1000)
+
+
+def in_blocks(size, by, noise=1.0):
+    """A loss of batches of the one half of the data, then of the other, with noise."""
+    return lambda k: 20 * 0.9**k + 30 + noise * NOISE[k] + by * (k // size % 2)
+
+
 RUNS = {
+    "burst": (
+        "burst",
+        [
+            losses(lambda k, x=x: 2.0 if k < 4 else x if k < 12 else 1.0, every=10)
+            for x in (3.1, 30.0, 1e9)
+        ],
+        losses(lambda k: 2.0 if k < 4 else 2.9 if k < 12 else 1.0, every=10),
+    ),
+    "unshuffled": (
+        "unshuffled",
+        [losses(in_blocks(size, 3.0), n=250) for size in (2, 8, 13)],
+        losses(in_blocks(8, 0.7), n=250),
+    ),
+    "memorised": (
+        "memorised",
+        # 1.43 are won in training: 0.95 are two thirds of it, from 1.9 on.
+        [losses(falling, lambda k, x=x: max(2 - k / 10, x)) for x in (1.0, 1.5, 1.9)],
+        losses(falling, lambda k: max(2 - k / 10, 0.9)),
+    ),
     "lost": (
         "lost_loss",
         [
@@ -461,10 +489,10 @@ RUNS = {
     "plateau": (
         "plateau",
         [
-            losses(falling, lambda k, x=x: max(2.0 - k / 10, x), rate=lambda k: 1e-3)
+            losses(None, lambda k, x=x: max(2.0 - k / 10, x), rate=lambda k: 1e-3)
             for x in (0.2, 0.5, 1.0)
         ],
-        losses(falling, lambda k: 1.0 - k / 50, rate=lambda k: 1e-3),
+        losses(None, lambda k: 1.0 - k / 50, rate=lambda k: 1e-3),
     ),
     "skipped": (
         "skipped",
@@ -515,6 +543,11 @@ def first(function):
 
 
 # (records, whether they are ill)
+def little(k):
+    """So little that validation at 1.12 has more than half of it."""
+    return 0.9 + 0.3 * falling(k)
+
+
 CLOSE_RUNS = {
     "norm, 3 of 20": (one_run(20, grad_norm=last(20, 3, 110, 1)), True),
     "norm, 3 of 19": (one_run(19, grad_norm=last(19, 3, 110, 1)), False),
@@ -527,6 +560,18 @@ CLOSE_RUNS = {
     "skipped in 60 steps": (one_run(12, skipped=lambda k: 9 * k), True),
     "5 above the start": (one_run(10, loss=last(10, 5, 3.1, 2)), True),
     "4 above the start": (one_run(10, loss=last(10, 4, 3.1, 2)), False),
+    "a burst, 2 records": (
+        one_run(20, loss=lambda k: 9 if 9 < k < 12 else 2 / k),
+        False,
+    ),
+    "a burst, 3 records": (
+        one_run(20, loss=lambda k: 9 if 9 < k < 13 else 2 / k),
+        True,
+    ),
+    "a burst, long ago": (
+        one_run(220, loss=lambda k: 9 if 4 < k < 12 else 2 / k),
+        False,
+    ),
     "9 records": (one_run(9, loss=last(9, 4, 3.1, 2)), False),
     "negative, above": (one_run(10, loss=last(10, 5, -0.9, -2)), True),
     "negative, below": (one_run(10, loss=last(10, 5, -1.1, -2)), False),
@@ -539,9 +584,9 @@ CLOSE_RUNS = {
     "stuck, 190 steps": (one_run(19, loss=lambda k: 1.0), False),
     "stuck, 200 steps": (one_run(20, loss=lambda k: 1.0), True),
     "turns, at first": (one_run(45, 1, loss=by_turns(1.0, 1.1)), False),
-    "gap, 5 records": (one_run(20, loss=falling, val_loss=last(20, 5, 1.12, 1)), True),
-    "gap, 4 records": (one_run(20, loss=falling, val_loss=last(20, 4, 1.12, 1)), False),
-    "gap, 8%": (one_run(20, loss=falling, val_loss=last(20, 5, 1.08, 1)), False),
+    "gap, 5 records": (one_run(20, loss=little, val_loss=last(20, 5, 1.12, 1)), True),
+    "gap, 4 records": (one_run(20, loss=little, val_loss=last(20, 4, 1.12, 1)), False),
+    "gap, 8%": (one_run(20, loss=little, val_loss=last(20, 5, 1.08, 1)), False),
     "gap, 9 records": (one_run(9, loss=falling, val_loss=last(9, 5, 2, 1)), False),
     "gap, 10 records": (one_run(10, loss=falling, val_loss=last(10, 5, 2, 1)), True),
     "plateau, 20 records": (one_run(20, val_loss=lambda k: max(2 - k / 5, 0.5)), True),
@@ -562,6 +607,33 @@ CLOSE_RUNS = {
 def test_runs_close_to_a_threshold(name):
     found, is_ill = CLOSE_RUNS[name]
     assert len(adamx.health(found)) == is_ill
+
+
+@pytest.mark.parametrize("n", [110, 150, 500])
+def test_noise_and_slow_changes_have_no_period(n):
+    slow = 3 * np.sin(np.arange(1000) / 40) + np.cumsum(NOISE) / 3
+    for loss in (
+        in_blocks(1, 0.0),
+        lambda k: 30 + NOISE[k] + slow[k],
+        lambda k: 30 * 0.99**k + (100 if k % 97 == 0 else 0) + 0.1 * NOISE[k],
+    ):
+        found = adamx.health(one_run(n, 1, loss=loss))
+        assert ("unshuffled", None) not in named(found)
+    few = one_run(n, 1, loss=in_blocks(3, 3.0))
+    assert ("unshuffled", None) in named(adamx.health(few)) or n == 110
+
+
+def test_the_period_is_in_steps():
+    found = adamx.health(one_run(300, 2, loss=in_blocks(5, 4.0)))
+    (own,) = (f for f in found if "repeats itself" in f.symptom)
+    assert own.evidence["period in steps"] == 20
+
+
+def test_a_loss_that_blew_up_in_the_first_step_began_before():
+    for value, kind in ((8.0, "diverging"), (1.99, "stuck"), (1.0, "burst")):
+        loss = [2.0, *[8.0] * 9, *[value] * 30]
+        run = one_run(40, loss=lambda k, loss=loss: loss[k - 1])
+        assert (kind, None) in named(adamx.health(run))
 
 
 def test_the_findings_of_a_run_go_with_their_causes():
@@ -827,7 +899,7 @@ def literals(module, *names):
 
 def test_rules_speak_of_what_is_measured_and_are_tested():
     # A misspelt number reads as one that was not measured: the rule would be silent.
-    modules = (_rules, _rules_run)
+    modules = (_rules, _rules_data, _rules_run)
     measured = set(Probe((), (10.0, 50.0, 90.0)).numbers[:-1])
     assert measured == set(WELL)
     here = pathlib.Path(__file__).read_text()

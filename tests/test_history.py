@@ -171,6 +171,20 @@ def test_layers_that_come_and_go():
     np.testing.assert_array_equal(values, [0.2, NAN])
 
 
+def test_a_second_record_of_a_step_does_not_measure_it_again(tmp_path):
+    history = adamx.History(tmp_path / "run.jsonl")
+    for count, w in ((1, 1.0), (2, 2.0)):
+        history.append(measured(count, w=w), loss=w)
+        history.append(measured(count, w=w), val_loss=10 * w)
+    for found in (history, adamx.History.load(tmp_path / "run.jsonl")):
+        assert found.steps.tolist() == [1, 1, 2, 2]
+        assert found.measured_steps.tolist() == [1, 2]
+        assert found.series("w", "r/p50")[1].tolist() == [1.0, 2.0]
+        np.testing.assert_array_equal(found.column("loss"), [1.0, NAN, 2.0, NAN])
+        np.testing.assert_array_equal(found.column("val_loss"), [NAN, 10, NAN, 20])
+        assert found[1].reading.diagnostics is None
+
+
 def test_a_run_that_goes_back_replaces_its_records(tmp_path):
     history = adamx.History(tmp_path / "run.jsonl")
     for count in (1, 2, 3, 4):

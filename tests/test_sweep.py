@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import adamx
-from adamx.diagnostics import _curves, _sweep
+from adamx.diagnostics import _curves, _sweep, _sweep_run
 
 STEPS = 40
 RATES = np.geomspace(1e-3, 3.0, 11)
@@ -121,8 +121,6 @@ def test_chunks_devices_and_the_bar_change_nothing(sweep):
 
 
 def test_rates_are_spread_over_the_devices(monkeypatch):
-    from adamx.diagnostics import _sweep_run
-
     meshes = []
     real = _sweep_run.mesh_of
 
@@ -183,8 +181,6 @@ def test_the_callers_arrays_stay(sweep):
 
 
 def test_the_bar_ends_full(monkeypatch):
-    from adamx.diagnostics import _sweep_run
-
     seen = []
 
     @contextlib.contextmanager
@@ -448,3 +444,38 @@ def test_plot_without_matplotlib_names_the_extra(sweep, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
     with pytest.raises(ImportError, match=re.escape("pip install 'adamx[plots]'")):
         sweep.plot()
+
+
+def test_on_a_cpu_only_so_many_rates_at_a_time_as_stay_in_its_cache(monkeypatch):
+    params, batches = {"w": jnp.ones((4, 5))}, jnp.ones((3, 4))
+    search = _sweep_run.checked(
+        lambda p, batch: jnp.sum((batch @ p["w"]) ** 2), params, batches, adamx.adamw
+    )
+    # Parameters, gradients, two moments, and scalars.
+    each = 4 * 20 * 4
+    for size, most, width in (
+        (1.5 * each, 32, 1),
+        (9 * each, 6, 6),
+        (6 * each, 32, 4),  # not 5, which pads by 3
+        (10 * each, 7, 7),
+    ):
+        monkeypatch.setattr(_sweep_run, "_CACHE", int(size))
+        assert _sweep_run.width_in_cache(search, most) == width
+
+
+def test_chunks_side_by_side_have_the_curves_of_all_at_once(
+    sweep, compilations, monkeypatch
+):
+    monkeypatch.setattr(_sweep_run, "_CACHE", 2000)
+    params, batches = problem()
+    train = _sweep.Trainer(
+        _sweep_run.checked(loss_fn, params, batches, adamx.adamw),
+        len(RATES),
+        jax.devices()[:1],
+        in_cache=True,
+    )
+    assert train.width == 3
+    compilations.clear()
+    losses = train(RATES.astype(np.float32), None)
+    assert len(compilations) == 1
+    np.testing.assert_allclose(losses[:7], sweep.losses[:7], atol=1e-5)

@@ -53,6 +53,18 @@ WORDS = {
             "adamx.clip_by_global_norm(1.0) before the optimizer.",
         ),
     ),
+    "burst": Words(
+        "the training loss rose far above where it began",
+        (
+            "The rate is far too large for the first steps, or there was no warmup.",
+            "What the model began with is lost: it starts again from worse parameters.",
+        ),
+        (
+            "A tenth of the rate: adamx.lr_sweep(...) or adamx.lr_range_test(...).",
+            "Warmup over 500 to 2,000 steps: adamx.schedules.warmup_cosine.",
+            "adamx.clip_by_global_norm(1.0) before the optimizer.",
+        ),
+    ),
     "stuck": Words(
         "the training loss does not fall",
         (
@@ -188,6 +200,18 @@ WORDS = {
             "A larger b1: 0.95 in the place of 0.9, which bears twice the sharpness.",
         ),
     ),
+    "unshuffled": Words(
+        "the training loss repeats itself: batches come in an order",
+        (
+            "The data are sorted (by label, source or length), or read in blocks.",
+            "Each epoch has the same batches in the same order.",
+        ),
+        (
+            "Shuffle the data anew for each epoch; of a stream, a buffer much larger "
+            "than the blocks.",
+            "If the order is meant: a larger b1 averages over more of it.",
+        ),
+    ),
     "skipped": Words(
         "many steps are skipped",
         (
@@ -240,6 +264,18 @@ WORDS = {
             "Decay the rate now, or stop at the best validation loss.",
             "More weight decay, more data or augmentation, dropout.",
             "Hand over to SGD for the last 10-30% of the steps: adamx.adam_to_sgd.",
+        ),
+    ),
+    "memorised": Words(
+        "validation does not follow what training wins",
+        (
+            "The model learns the training data by heart: they are few for its size.",
+            "Validation data are of another kind than the training data.",
+        ),
+        (
+            "More data or augmentation; then weight decay, dropout, a smaller model.",
+            "Stop at the best validation loss.",
+            "Compare the two sets: labels, sources, preprocessing.",
         ),
     ),
     "plateau": Words(

@@ -20,6 +20,8 @@ LEAST = 5  # of them that must be known; fewer: no judgement
 LASTING = 0.8  # the share of the known ones that must show the symptom
 SOLVED = 0.01  # of the first loss: gradients are about 0
 SOLVED_RECORDS = 5
+BEGAN_RECORDS = 5
+BLOWN_UP = 0.5  # of the first loss, above it
 
 
 class Sign(NamedTuple):
@@ -174,6 +176,28 @@ def metric(history: "History", name: str) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(0, np.int64), np.zeros(0)
     has = history.is_recorded(name)
     return history.steps[has], history.column(name)[has]
+
+
+def running_median(values: np.ndarray, width: int) -> np.ndarray:
+    """Of so many values in a row: (n - width + 1,)."""
+    rows = np.lib.stride_tricks.sliding_window_view(values, width)
+    return np.median(rows, axis=1)
+
+
+def began_at(values: np.ndarray) -> float:
+    """The loss before the first step: the median of 5 records, or the first one alone.
+
+    The first where the median is half as large again: a rate far too large blows the
+    loss up at the first step.
+    """
+    first, near = float(values[0]), median(values[:BEGAN_RECORDS])
+    return first if near > first + BLOWN_UP * abs(first) else near
+
+
+def around(run: Run, steps: np.ndarray) -> float:
+    """The median of the training losses of these steps; NaN without."""
+    at, values = metric(run.history, "loss")
+    return median(values[(at >= steps[0]) & (at <= steps[-1])])
 
 
 def has_gradient(run: Run) -> np.ndarray:

@@ -1,8 +1,8 @@
 """HISTORY -> ADVICE: rules of the literature, applied to what was measured.
 
-The rules are small functions in `_rules` (of a layer) and `_rules_run` (of the run);
-each has its source and its thresholds, named constants beside it. Rules and thresholds
-were committed before any run that tests them.
+The rules are small functions in `_rules` (of a layer), `_rules_run` (of the run) and
+`_rules_data` (of the data); each has its source and its thresholds, named constants
+beside it. Rules and thresholds were committed before any run that tests them.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from adamx import _checks
-from adamx.diagnostics import _rules, _rules_run
+from adamx.diagnostics import _rules, _rules_data, _rules_run
 from adamx.diagnostics._advice import WORDS
 from adamx.diagnostics._evidence import LEAST, START, Rule, Run, Sign
 from adamx.diagnostics._history import History
@@ -34,11 +34,14 @@ RULES: tuple[Rule, ...] = (
     _rules.rate_apart,
     _rules_run.lost_loss,
     _rules_run.diverging,
+    _rules_run.burst,
     _rules_run.stuck,
     _rules_run.exploding_norm,
     _rules_run.skipped,
     _rules_run.alternating,
+    _rules_data.unshuffled,
     _rules_run.gap,
+    _rules_data.memorised,
     _rules_run.plateau,
     _rules_run.ready_for_sgd,
 )
@@ -53,8 +56,13 @@ _IMPLIED = {
         *("near_zero", "eps_dominates", "tiny_early", "ratio_low", "ratio_high"),
         *("outliers", "exploding", "growing", "nonfinite", "rate_apart"),
     },
-    "plateau": {"gap", "diverging", "lost_loss", "stuck", "near_zero", "eps_dominates"},
-    "ready_for_sgd": {"gap", "diverging", "lost_loss", "stuck"},
+    "plateau": {
+        *("gap", "memorised", "diverging", "lost_loss", "stuck"),
+        *("near_zero", "eps_dominates"),
+    },
+    "ready_for_sgd": {"gap", "memorised", "diverging", "lost_loss", "stuck"},
+    "memorised": {"gap", "diverging", "lost_loss"},
+    "burst": {"diverging", "lost_loss"},
     "diverging": {"lost_loss"},
     "stuck": {"diverging", "lost_loss"},
 }
@@ -99,10 +107,12 @@ def health(history: History | Reading) -> list[Finding]:
     growing parameters; layers without a gradient; eps as the larger part of the
     denominator; medians of r near zero, everywhere early or in a layer; few elements
     with all of the steps; update/parameter ratios far from 1e-3, layers far from
-    the others, in their ratios or in their rates; oscillation; a loss above where it
-    began, or that does not fall; validation that gets worse or stands still; Adam ready
-    for the hand-over to SGD.
-    Thresholds and their sources: `adamx/diagnostics/_rules.py` and `_rules_run.py`.
+    the others, in their ratios or in their rates; oscillation; batches in an order; a
+    loss above where it began, now or in the first steps, or that does not fall;
+    validation that gets worse, does not follow or stands still; Adam ready for the
+    hand-over to SGD.
+    Thresholds and their sources: `adamx/diagnostics/_rules.py`, `_rules_run.py` and
+    `_rules_data.py`.
 
     Numbers of layers are judged behind step 50 and behind the warmup of the rate, by
     their last 10 measurements: at least 5 must be known, and 8 of 10 must show the

@@ -125,6 +125,10 @@ class History(Sequence[Record]):
     ) -> None:
         """Adds a record, and writes its line where the history has a file.
 
+        One record an append: a second one of a step stands beside the first, for what
+        is known later (a validation loss). Diagnostics that are there are not kept
+        again. A step below the last one replaces what was recorded from it on.
+
         Waits for the numbers (they are on the device): append every k-th step where
         steps are short.
 

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx import _varying
+from adamx.diagnostics._views import joined, widths
 
 _INFINITY = 0x7F800000  # the bits of inf; those of NaN are larger
-# Narrower rows are padded: each width apart would take long to compile.
-_RANGE_OF_WIDTHS = 8
 
 
 def percentiles(
-    rows: jax.Array, counts: Sequence[int], qs: Sequence[float]
+    rows: jax.Array, counts: Sequence[int] | np.ndarray, qs: Sequence[float]
 ) -> jax.Array:
     """The percentiles of each row.
 
@@ -33,21 +32,27 @@ def percentiles(
       float32 of shape (rows, percentiles); NaN for a row that has one.
     """
     width = rows.shape[1]
-    sizes = np.asarray(counts)[:, None]
-    outside = np.arange(width)[None, :] >= sizes
+    sizes = np.asarray(counts, np.int32)[:, None]
+    # Computed where it is used: a table of it would be a part of the program.
+    outside = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 1) >= sizes
+    if (sizes < width).any():
+        rows = jnp.where(outside, 0.0, rows)
+    # A sum of floats, which XLA for CPUs has ready; of flags, it would compile one.
+    has_nan = jnp.isnan(jnp.sum(rows, axis=1, keepdims=True))
     bits = jax.lax.bitcast_convert_type(jnp.abs(rows), jnp.int32)
-    has_nan = jnp.any((bits > _INFINITY) & ~outside, axis=1, keepdims=True)
     # Behind inf: never counted.
-    bits = jnp.where(outside, _INFINITY + 1, bits) if outside.any() else bits
+    bits = jnp.where(outside, _INFINITY + 1, bits) if (sizes < width).any() else bits
     position = (sizes - 1) * np.asarray(qs, np.float64)[None, :] / 100.0
     first = np.floor(position).astype(np.int32)
     share = (position - first).astype(np.float32)
 
     low = _smallest_with(bits, first + 1)
     at_most = _count(bits, low)
-    above = jnp.where(bits[:, None, :] > low[:, :, None], bits[:, None, :], _INFINITY)
-    high = jnp.where(at_most >= first + 2, low, jnp.min(above, axis=2))
-    a, b = (jax.lax.bitcast_convert_type(x, jnp.float32) for x in (low, high))
+    a = jax.lax.bitcast_convert_type(low, jnp.float32)
+    is_above = (bits[:, None, :] > low[:, :, None]) & (bits[:, None, :] <= _INFINITY)
+    values = jax.lax.bitcast_convert_type(bits, jnp.float32)[:, None, :]
+    above = jnp.min(jnp.where(is_above, values, jnp.inf), axis=2)
+    b = jnp.where(at_most >= first + 2, a, above)
     between = a + (b - a) * share
     found = jnp.where((share == 0.0) | (a == b), a, between)
     return jnp.where(has_nan, jnp.nan, found)
@@ -76,23 +81,35 @@ def _smallest_with(bits: jax.Array, wanted: np.ndarray) -> jax.Array:
 
 
 def percentiles_of(
-    matrices: Sequence[jax.Array], qs: tuple[float, ...]
-) -> list[jax.Array]:
-    """Those of the rows of many matrices; matrices of about one width in one go."""
-    found: dict[int, jax.Array] = {}
-    order = sorted(range(len(matrices)), key=lambda i: -matrices[i].shape[1])
-    groups: list[list[int]] = []
-    for i in order:
-        widest = matrices[groups[-1][0]].shape[1] if groups else 0
-        if widest > _RANGE_OF_WIDTHS * matrices[i].shape[1] or not groups:
-            groups.append([])
-        groups[-1].append(i)
-    for members in groups:
-        own = [matrices[i].astype(jnp.float32) for i in members]
-        width = max(x.shape[1] for x in own)
-        counts = [x.shape[1] for x in own for _ in range(x.shape[0])]
-        padded = [jnp.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in own]
-        ends = np.cumsum([x.shape[0] for x in own])[:-1]
-        table = percentiles(jnp.concatenate(padded), counts, qs)
-        found |= dict(zip(members, jnp.split(table, ends), strict=True))
-    return [found[i] for i in range(len(matrices))]
+    matrices: Sequence[jax.Array],
+    counts: Sequence[Sequence[int] | np.ndarray],
+    qs: tuple[float, ...],
+) -> jax.Array:
+    """Those of the rows of many matrices; matrices of about one width in one go.
+
+    Args:
+      matrices: float32, >= 0.
+      counts: for each row of each, of how many leading elements it consists.
+      qs: in [0, 100].
+
+    Returns:
+      float32 of shape (rows of all matrices, percentiles), in their order.
+    """
+    groups: dict[int, list[int]] = {}
+    for i, width in enumerate(widths([x.shape[1] for x in matrices])):
+        groups.setdefault(width, []).append(i)
+    tables, order = [], []
+    for width, members in groups.items():
+        padded = joined([_widened(matrices[i], width) for i in members])
+        sizes = np.concatenate([counts[i] for i in members])
+        tables.append(percentiles(padded, sizes, qs))
+        order += members
+    rows = [x.shape[0] for x in matrices]
+    ends = dict(zip(order, np.cumsum([rows[i] for i in order]), strict=True))
+    at = np.concatenate([ends[i] - n + np.arange(n) for i, n in enumerate(rows)])
+    return tables[0] if len(tables) == 1 == len(rows) else joined(tables)[at]
+
+
+def _widened(x: jax.Array, width: int) -> jax.Array:
+    missing = width - x.shape[1]
+    return jnp.pad(x, ((0, 0), (0, missing))) if missing else x

@@ -7,24 +7,30 @@ read from the state in place. Nothing of the size of all parameters is kept.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx import _tree, moments
+from adamx import _tree
 from adamx._types import PyTree, at_least_single, dtype_of, promote
 from adamx.diagnostics._layers import Layer, Part
 from adamx.diagnostics._percentiles import percentiles_of
 from adamx.diagnostics._sampling import sample
 from adamx.diagnostics._sources import sources
-from adamx.diagnostics._sums import row_squares
-from adamx.diagnostics._views import Before, Samples, View, views
+from adamx.diagnostics._sums import (
+    LARGEST,
+    SUMS,
+    numbers_of,
+    of_one_unit,
+    row_squares,
+    sums_of,
+)
+from adamx.diagnostics._views import Before, Samples, View, joined, views, widths
 from adamx.reading import unboxed
 
-STILL = 0.01  # r below this moves next to nothing
 RANGES = ("r", "m", "sqrt_v", "step")
 SINGLE = (
     "grad_norm",
@@ -107,7 +113,7 @@ class Probe:
             )
         )
         return Before(
-            squares=row_squares(g, [part.rows for part in self.parts], self._is_stack),
+            squares=self._squares(g),
             gradients=of_g,
             params=of_params[0] if of_params else [],
             updates=of_updates,
@@ -120,14 +126,15 @@ class Probe:
         def zeros(dtypes: Sequence[Any]) -> list[jax.Array]:
             found = []
             for members in self._tables(dtypes):
-                rows = sum(self.parts[i].rows for i in members)
-                shape = rows, self.parts[members[0]].samples
-                found.append(jnp.zeros(shape, dtypes[members[0]]))
+                size = sum(self.parts[i].rows * self.parts[i].samples for i in members)
+                found.append(jnp.zeros(size, dtypes[members[0]]))
             return found
 
         of_g, *of_params, of_updates = map(zeros, self._sampled_dtypes(grads, params))
         return Before(
-            squares=jnp.zeros(sum(part.rows for part in self.parts), jnp.float32),
+            squares=jnp.zeros(
+                sum(self.parts[i].rows for i in self._large), jnp.float32
+            ),
             gradients=of_g,
             params=of_params[0] if of_params else [],
             updates=of_updates,
@@ -163,20 +170,21 @@ class Probe:
             for own, of_tables in zip(dtypes, arrays, strict=True)
         ]
         found = views(self.parts, samples, sources(state), counts)
-        columns = self._norms(before, found) | self._shares(found)
-        rate = self._add(found, lambda v: _all_rows(v, v.rate), self._part_of_layer)
-        ranges = self._percentiles(found)
-        ranges["step"] = ranges["r"] * rate[:, None]
-        columns["v_median"] = ranges["sqrt_v"][:, -1]
-        columns["v_change"] = (columns["v_median"] / previous) ** 2 - 1.0
-        for kind in RANGES:
-            for i, q in enumerate(self.qs):
-                columns[f"{kind}/p{q:g}"] = ranges[kind][:, i]
-        return jnp.stack([columns[name] for name in self.numbers], axis=1)
+        return self._table(found, before.squares, previous)
 
     @functools.cached_property
-    def _is_stack(self) -> list[bool]:
-        return [layer.is_stacked for layer in self.layers for _ in layer.parts]
+    def _large(self) -> list[int]:
+        """The parts of which not all elements are samples."""
+        return [i for i, part in enumerate(self.parts) if part.samples < part.size]
+
+    def _squares(self, g: Sequence[jax.Array]) -> jax.Array:
+        """|g|^2 of the large parts; that of the others is one of the samples' sums."""
+        stacks = [layer.is_stacked for layer in self.layers for _ in layer.parts]
+        return row_squares(
+            [g[i] for i in self._large],
+            [self.parts[i].rows for i in self._large],
+            [stacks[i] for i in self._large],
+        )
 
     def _leaves(self, tree: PyTree) -> list[jax.Array]:
         by_path = _tree.leaves_by_path(tree)
@@ -196,55 +204,66 @@ class Probe:
         return [*found, list(map(promote, found[0], found[-1]))]
 
     def _tables(self, dtypes: Sequence[Any]) -> list[tuple[int, ...]]:
-        """The parts of each table."""
+        """The parts whose samples make one array."""
         found: dict[Any, list[int]] = {}
+        of_parts = widths([part.samples for part in self.parts])
         for i, dtype in enumerate(dtypes):
-            found.setdefault((self.parts[i].samples, dtype), []).append(i)
+            found.setdefault((of_parts[i], dtype), []).append(i)
         return list(map(tuple, found.values()))
 
     def _packed(
         self, arrays: Sequence[jax.Array], dtypes: Sequence[Any]
     ) -> list[jax.Array]:
-        """Tables of the samples of arrays."""
+        """The samples of arrays, one behind the other."""
         own = [
-            sample(x, p.shape, p.rows, p.samples).astype(dtype)
+            sample(x, p.shape, p.rows, p.samples, str(dtype))
             for x, p, dtype in zip(arrays, self.parts, dtypes, strict=True)
         ]
-        return [
-            jnp.concatenate([own[i] for i in members])
-            for members in self._tables(dtypes)
-        ]
+        return [joined([own[i] for i in members]) for members in self._tables(dtypes)]
 
     # ------------------------------------------------- from rows of parts to the table
 
-    def _scattered(self, places: Sequence[np.ndarray], values: Any) -> jax.Array:
-        total = jnp.zeros(self.rows, jnp.float32)
-        if not places:
-            return total
-        flat = jnp.concatenate([v.astype(jnp.float32) for v in values])
-        return total.at[np.concatenate(places)].add(flat)
-
-    def _add(
-        self,
-        found: Sequence[View],
-        function: Callable[[View], jax.Array],
-        weights: Callable[[int], float],
+    def _table(
+        self, found: Sequence[View], squares: jax.Array, previous: jax.Array
     ) -> jax.Array:
-        """The sum over the parts of each row of a number by row, with weights."""
-        places, values = [], []
-        for view in found:
-            own = [np.full(self.parts[i].rows, weights(i)) for i in view.members]
-            places += [self.places[i] for i in view.members]
-            values.append(function(view) * np.concatenate(own).astype(np.float32))
-        return self._scattered(places, values)
+        """All numbers, each column computed for all rows at once."""
+        sums = self._sums(found)
+        if self._large:
+            at = np.concatenate([self.places[i] for i in self._large])
+            sums["gradient"] = sums["gradient"].at[at].add(squares)
+        columns = numbers_of(sums, self._sizes)
+        ranges = self._percentiles(found)
+        step = ranges[:1] * columns.pop("rate")[:, None]
+        median = ranges[_SAMPLED.index("sqrt_v"), :, -1]
+        columns["v_change"] = (median / previous) ** 2 - 1.0
+        single = [*(columns[name] for name in SINGLE), median]
+        shown = jnp.concatenate([ranges, step])[..., :-1].transpose(0, 2, 1)
+        return joined([shown.reshape(-1), *single]).reshape(-1, self.rows).T
 
-    def _density(self, i: int) -> float:
-        """Elements of a part that one of its samples stands for."""
-        return self.parts[i].size / self.parts[i].samples
-
-    def _part_of_layer(self, i: int) -> float:
-        """The share of a part in its layer's elements."""
-        return self.parts[i].size / self._sizes[self.places[i][0]]
+    def _sums(self, found: Sequence[View]) -> dict[str, jax.Array]:
+        """The sums over the samples of each row, with the weights of its parts."""
+        members = [i for view in found for i in view.members]
+        if not members:
+            return dict.fromkeys(SUMS, jnp.zeros(self.rows, jnp.float32))
+        at = np.concatenate([self.places[i] for i in members])
+        counts = [self.parts[i].rows for i in members]
+        by_view = list(map(sums_of, found))
+        names = (*SUMS, *LARGEST)
+        flat = [sums[k].astype(jnp.float32) for k in names for sums in by_view]
+        own = joined(flat).reshape(len(names), -1)
+        sums, largest = own[: len(SUMS)], own[len(SUMS) :]
+        most = jnp.zeros((len(LARGEST), self.rows), jnp.float32).at[:, at].max(largest)
+        density = [self.parts[i].size / self.parts[i].samples for i in members]
+        share = [self.parts[i].size / self._sizes[self.places[i][0]] for i in members]
+        whole = [float(i not in self._large) for i in members]
+        own_weights = {"rate": share, "gradient": whole}
+        weights = np.stack([own_weights.get(name, density) for name in SUMS])
+        weights = np.repeat(weights, counts, axis=1).astype(np.float32)
+        # Not 0 times what may be infinite.
+        sums = jnp.where(weights == 0.0, 0.0, sums * weights)
+        sums *= of_one_unit(largest, most[:, at])
+        total = jnp.zeros((len(SUMS), self.rows), jnp.float32).at[:, at].add(sums)
+        return dict(zip(SUMS, total, strict=True))
 
     @functools.cached_property
     def _sizes(self) -> np.ndarray:
@@ -254,95 +273,30 @@ class Probe:
             sizes[place] += part.size
         return np.where(sizes > 0, sizes, np.nan)
 
-    def _norms(self, before: Before, found: Sequence[View]) -> dict[str, jax.Array]:
-        def norm(name: str) -> jax.Array:
-            def squares(view: View) -> jax.Array:
-                x = getattr(view, name)
-                if x is None:
-                    return _all_rows(view, jnp.float32(jnp.nan))
-                return jnp.sum(_tree.abs_squared(x), axis=1)
-
-            return jnp.sqrt(self._add(found, squares, self._density))
-
-        p, u = norm("params"), norm("updates")
-        squares = self._scattered(self.places, [before.squares])
-        return {
-            "grad_norm": jnp.sqrt(squares),
-            "param_norm": p,
-            "update_norm": u,
-            "update_ratio": jnp.where(p == 0, jnp.nan, u / p),
-            "nonfinite": jnp.maximum(
-                jnp.round(self._add(found, _count_bad, self._density)),
-                (~jnp.isfinite(squares)).astype(jnp.float32),
-            ),
-        }
-
-    def _shares(self, found: Sequence[View]) -> dict[str, jax.Array]:
-        """Shares of the elements, and the cosine."""
-
-        def share(is_so: Callable[[View], jax.Array]) -> jax.Array:
-            def count(view: View) -> jax.Array:
-                known = jnp.where(jnp.isnan(view.r), jnp.nan, is_so(view))
-                return jnp.sum(known, axis=1)
-
-            return self._add(found, count, self._density) / self._sizes
-
-        largest = {name: self._most(found, name) for name in ("g", "mean")}
-
-        def product(a: str, b: str) -> jax.Array:
-            def total(view: View) -> jax.Array:
-                # Squares of small gradients are 0 in float32.
-                x, y = (
-                    moments.scale(getattr(view, n), self._inverse(view, largest[n]))
-                    for n in (a, b)
-                )
-                return jnp.sum(_tree.real_product(x, y), axis=1)
-
-            return self._add(found, total, self._density)
-
-        size = jnp.sqrt(product("g", "g")) * jnp.sqrt(product("mean", "mean"))
-        return {
-            "eps_share": share(lambda v: v.denominator > 2.0 * v.sqrt_v),
-            "still_share": share(lambda v: v.r < STILL),
-            "cosine": moments.divide_or_zero(product("g", "mean"), size),
-        }
-
-    def _most(self, found: Sequence[View], name: str) -> jax.Array:
-        """The largest modulus in each row of the table."""
-        most = jnp.zeros(self.rows, jnp.float32)
-        for view in found:
-            places = np.concatenate([self.places[i] for i in view.members])
-            own = jnp.max(jnp.abs(getattr(view, name)), axis=1)
-            most = most.at[places].max(own.astype(jnp.float32))
-        return most
-
-    def _inverse(self, view: View, most: jax.Array) -> jax.Array:
-        places = np.concatenate([self.places[i] for i in view.members])
-        own = most[places]
-        return (1.0 / jnp.where(own == 0, 1.0, own))[:, None]
-
-    def _percentiles(self, found: Sequence[View]) -> dict[str, jax.Array]:
-        """By kind, the percentiles and the median: (rows, percentiles + 1)."""
-        blocks = self._blocks(found)
-        places = [place for place, _ in blocks for _ in _SAMPLED]
-        kinds = [k for _ in blocks for k in range(len(_SAMPLED))]
-        matrices = [_columns(slices, kind) for _, slices in blocks for kind in _SAMPLED]
-        whole = jnp.full((len(_SAMPLED), self.rows, len(self.qs) + 1), jnp.nan)
-        for k, place, table in zip(
-            kinds, places, percentiles_of(matrices, (*self.qs, 50.0)), strict=True
-        ):
-            whole = whole.at[k, place].set(table)
-        return dict(zip(_SAMPLED, whole, strict=True))
+    def _percentiles(self, found: Sequence[View]) -> jax.Array:
+        """By kind, the percentiles and the median: (kinds, rows, percentiles + 1)."""
+        index = np.full((len(_SAMPLED), self.rows), -1)
+        matrices, counts, end = [], [], 0
+        for places, sizes, matrix in self._blocks(found):
+            rows = np.arange(len(_SAMPLED) * len(places)).reshape(len(_SAMPLED), -1)
+            index[:, places] = end + rows
+            end += rows.size
+            matrices.append(matrix)
+            counts.append(np.tile(sizes, len(_SAMPLED)))
+        qs = (*self.qs, 50.0)
+        blank = jnp.full((1, len(qs)), jnp.nan, jnp.float32)  # of what has no samples
+        tables = [percentiles_of(matrices, counts, qs)] if matrices else []
+        return joined([*tables, blank])[np.where(index < 0, end, index)]
 
     def _blocks(
         self, found: Sequence[View]
-    ) -> list[tuple[np.ndarray, list[tuple[View, int, int]]]]:
-        """Rows of the table, and where their samples are: (view, first row, end).
+    ) -> list[tuple[np.ndarray, np.ndarray, jax.Array]]:
+        """Rows of the table, how many samples each has, and these, kind below kind.
 
         A view is one block where each of its parts is a whole layer.
         """
         at: dict[int, tuple[View, int, int]] = {}
-        whole: list[tuple[np.ndarray, list[tuple[View, int, int]]]] = []
+        whole: list[tuple[np.ndarray, np.ndarray, jax.Array]] = []
         alone = {layer.parts[0] for layer in self.layers if len(layer.parts) == 1}
         for view in found:
             begin = 0
@@ -352,29 +306,32 @@ class Probe:
                 begin = end
             if all(self.parts[i] in alone for i in view.members):
                 places = np.concatenate([self.places[i] for i in view.members])
-                whole.append((places, [(view, 0, begin)]))
+                whole.append((places, view.counts, _kinds([(view, 0, begin)], None)))
                 for i in view.members:
                     del at[i]
         i = 0
         for layer in self.layers:
-            own = [at[k] for k in range(i, i + len(layer.parts)) if k in at]
-            if own:
-                whole.append((self.places[i], own))
+            among = [k for k in range(i, i + len(layer.parts)) if k in at]
+            if among:
+                counts = [self.parts[k].samples for k in among]
+                sizes = np.full(layer.rows, sum(counts))
+                matrix = _kinds([at[k] for k in among], counts)
+                whole.append((self.places[i], sizes, matrix))
             i += len(layer.parts)
         return whole
 
 
-def _columns(slices: Sequence[tuple[View, int, int]], kind: str) -> jax.Array:
-    own = [getattr(view, kind)[begin:end] for view, begin, end in slices]
-    return own[0] if len(own) == 1 else jnp.concatenate(own, axis=1)
-
-
-def _all_rows(view: View, x: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(x, view.r.shape[:1])
-
-
-def _count_bad(view: View) -> jax.Array:
-    return jnp.sum(~jnp.isfinite(view.g), axis=1)
+def _kinds(
+    slices: Sequence[tuple[View, int, int]], counts: Sequence[int] | None
+) -> jax.Array:
+    """Samples of r, m and sqrt_v: (view, first row, end), of so many columns or all."""
+    found = []
+    for kind in _SAMPLED:
+        own = [getattr(view, kind)[begin:end] for view, begin, end in slices]
+        if counts is not None:
+            own = [x[:, :n] for x, n in zip(own, counts, strict=True)]
+        found.append(own[0] if len(own) == 1 else jnp.concatenate(own, axis=1))
+    return joined([x.astype(jnp.float32) for x in found])
 
 
 def like_of(grads: PyTree, params: PyTree) -> PyTree:

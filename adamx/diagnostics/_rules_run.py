@@ -13,11 +13,14 @@ from adamx.diagnostics._evidence import (
     START,
     Run,
     Sign,
+    around,
+    began_at,
     columns_named,
     median,
     medians,
     metric,
     relative_rate,
+    running_median,
     span,
 )
 
@@ -28,6 +31,7 @@ SKIPPED_COUNT = 5
 SKIPPED_STEPS = 100
 ABOVE_START = 0.5
 ABOVE_START_RECORDS = 5
+BURST_STEPS = 2000
 ALTERNATIONS = 0.9
 ALTERNATIONS_RECORDS = 40
 NORM_EXPLODED = 100.0
@@ -95,7 +99,7 @@ def skipped(run: Run) -> Sequence[Sign]:
 
 
 def diverging(run: Run) -> Sequence[Sign]:
-    """The last 5 losses are all half as large again as the first 5 (in the median).
+    """The last 5 losses are all half as large again as the first: see `began_at`.
 
     Losses at all signs: above the first by half of its size.
 
@@ -104,7 +108,7 @@ def diverging(run: Run) -> Sequence[Sign]:
     steps, values = metric(run.history, "loss")
     if len(values) < 2 * ABOVE_START_RECORDS or steps[-1] < START:
         return []
-    first, last = median(values[:ABOVE_START_RECORDS]), values[-ABOVE_START_RECORDS:]
+    first, last = began_at(values), values[-ABOVE_START_RECORDS:]
     if not np.all(last > first + ABOVE_START * abs(first)):
         return []
     evidence = {"loss": median(last), "at first": first}
@@ -116,18 +120,47 @@ def stuck(run: Run) -> Sequence[Sign]:
     """Behind 200 steps the training loss is less than 2% below where it began.
 
     Medians of 5 records, of 10 and more; nor was it ever lower by more than that.
+    Where it began: see `began_at`.
 
     Source: ours.
     """
     steps, values = metric(run.history, "loss")
     if len(values) < 2 * STUCK_RECORDS or steps[-1] < STUCK_STEPS:
         return []
-    smooth = _running_median(values, STUCK_RECORDS)
-    first, best = float(smooth[0]), float(np.min(smooth))
+    smooth = running_median(values, STUCK_RECORDS)
+    first, best = began_at(values), float(np.min(smooth))
     if not (np.isfinite(smooth).all() and best > first - STUCK * abs(first)):
         return []
     evidence = {"loss": float(smooth[-1]), "at first": first, "threshold": STUCK}
     return [Sign("stuck", None, "warning", evidence | span(steps, "records"))]
+
+
+def burst(run: Run) -> Sequence[Sign]:
+    """Within 2,000 steps the loss was half as large again as at first, and fell back.
+
+    5 records in a row, by their median, against the first record. What comes behind
+    says nothing of the rate: parameters that one step threw far away have small ratios
+    of updates to parameters, and small r. Losses of single batches differ by far less
+    at first. Behind the 2,000 steps this is the past.
+
+    Source: Gilmer et al., "A Loss Curvature Perspective on Training Instability in Deep
+    Learning" (2021), of the loss in the first steps at rates too large for the
+    curvature; the numbers are ours, the half that of `diverging`.
+    """
+    steps, values = metric(run.history, "loss")
+    if len(values) < 2 * ABOVE_START_RECORDS or steps[-1] > BURST_STEPS:
+        return []
+    steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
+    if len(values) < 2 * ABOVE_START_RECORDS:
+        return []
+    smooth, first = running_median(values, ABOVE_START_RECORDS), float(values[0])
+    k = int(np.argmax(smooth))
+    limit = first + ABOVE_START * abs(first)
+    if not smooth[k] > limit >= smooth[-1]:  # still there: see `diverging`
+        return []
+    evidence = {"loss": float(smooth[k]), "at first": first}
+    evidence |= span(steps[k : k + ABOVE_START_RECORDS], "records")
+    return [Sign("burst", None, "warning", evidence)]
 
 
 def alternating(run: Run) -> Sequence[Sign]:
@@ -184,7 +217,7 @@ def gap(run: Run) -> Sequence[Sign]:
     steps, values = metric(run.history, "val_loss")
     if len(values) < GAP_RECORDS or steps[-1] < START:
         return []
-    smooth = _running_median(values, GAP_LAST)
+    smooth = running_median(values, GAP_LAST)
     if not np.isfinite(smooth).all():
         return []
     k = int(np.argmin(smooth))
@@ -192,8 +225,8 @@ def gap(run: Run) -> Sequence[Sign]:
     if not np.all(last >= best + GAP * abs(best)) or k + 1 == len(smooth):
         return []
     at_best = slice(k, k + GAP_LAST)
-    train_then = _around(run, steps[at_best])
-    train_now = _around(run, steps[-GAP_LAST:])
+    train_then = around(run, steps[at_best])
+    train_now = around(run, steps[-GAP_LAST:])
     if not train_now < train_then:
         return []
     evidence = {"validation loss": median(last), "its best": best}
@@ -264,7 +297,7 @@ def _flat(run: Run, name: str) -> dict[str, float] | None:
     last = max(PLATEAU_RECORDS, round(PLATEAU_SHARE * len(values)))
     if len(values) < 2 * PLATEAU_RECORDS or steps[-last] < START:
         return None
-    smooth = _running_median(values, half)
+    smooth = running_median(values, half)
     if not np.isfinite(smooth).all():
         return None
     before = float(smooth[: len(values) - last - half + 1].min())
@@ -274,14 +307,3 @@ def _flat(run: Run, name: str) -> dict[str, float] | None:
         return None
     numbers = {f"best {name}": now, "best before": before, "won in all": won}
     return {**numbers, **span(steps[-last:], "records")}
-
-
-def _running_median(values: np.ndarray, width: int) -> np.ndarray:
-    rows = np.lib.stride_tricks.sliding_window_view(values, width)
-    return np.median(rows, axis=1)
-
-
-def _around(run: Run, steps: np.ndarray) -> float:
-    """The median of the training losses of these steps; NaN without."""
-    at, values = metric(run.history, "loss")
-    return median(values[(at >= steps[0]) & (at <= steps[-1])])

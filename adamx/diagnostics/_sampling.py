@@ -14,24 +14,33 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from adamx._traced import traced_once
 
 _GOLDEN = 0.6180339887498949
 
 
 @functools.lru_cache(maxsize=512)
-def places(shape: tuple[int, ...], count: int) -> tuple[np.ndarray, ...]:
-    """The indices of a sample, one int32 array for each axis."""
+def places(shape: tuple[int, ...], own: tuple[int, ...], count: int) -> np.ndarray:
+    """The indices of a sample in an array of the shape `own`: int32 (count, axes).
+
+    One array for all leaves of a shape: a program holds each object once.
+    """
     size = math.prod(shape)
     i = np.arange(count)
     within = (i + 1) * _GOLDEN % 1.0
     flat = np.minimum(((i + within) * (size / count)).astype(np.int64), size - 1)
-    return tuple(x.astype(np.int32) for x in np.unravel_index(flat, shape))
+    spans = [-(-n // d) for n, d in zip(shape, own, strict=True)]
+    found = [x // s for x, s in zip(np.unravel_index(flat, shape), spans, strict=True)]
+    return np.stack(found, axis=-1).astype(np.int32)
 
 
-def sample(x: jax.Array, shape: tuple[int, ...], rows: int, count: int) -> jax.Array:
-    """The sample of an array, as (rows, count).
+@traced_once
+def sample(
+    x: jax.Array, shape: tuple[int, ...], rows: int, count: int, dtype: str = ""
+) -> jax.Array:
+    """The sample of an array, row by row, as (rows * count,).
 
     Args:
       x: of the shape (rows, *shape), or `shape` for one row; or what is shared by
@@ -39,7 +48,9 @@ def sample(x: jax.Array, shape: tuple[int, ...], rows: int, count: int) -> jax.A
       shape: of one row.
       rows: how many.
       count: of elements of each row; all of them in their order, or fewer.
+      dtype: of the result; "": as it is.
     """
+    x = x.astype(dtype) if dtype else x
     is_stack = x.ndim > len(shape)
     own = x.shape[1:] if is_stack else x.shape
     if is_stack and x.shape[0] != rows:
@@ -47,15 +58,32 @@ def sample(x: jax.Array, shape: tuple[int, ...], rows: int, count: int) -> jax.A
     everywhere = _everywhere(x)
     if own == shape and count == math.prod(shape):
         x = x if everywhere is None else jax.sharding.reshard(x, everywhere)
-        return x.reshape(rows, count)
+        return x.reshape(-1)
     # By index along each axis, not of the flattened array: a sharded one stays where
     # it is, and each device gives what it has.
-    spans = [-(-n // d) for n, d in zip(shape, own, strict=True)]
-    index = [i // s for i, s in zip(places(shape, count), spans, strict=True)]
-    at = (slice(None), *index) if is_stack else tuple(index)
-    found = x[at] if everywhere is None else x.at[at].get(out_sharding=everywhere)
-    return (
-        jnp.broadcast_to(found, (count,)).reshape(1, count) if not is_stack else found
+    found = _at(x, places(shape, own, count), everywhere)
+    return found.reshape(-1) if is_stack else found
+
+
+def _at(x: jax.Array, index: np.ndarray, everywhere: Any) -> jax.Array:
+    """The elements at some places of the last axes: (count,), or (rows, count)."""
+    axes = index.shape[1]
+    first = x.ndim - axes
+    if everywhere is not None:
+        at = (slice(None),) * first + tuple(index.T)
+        return x.at[at].get(out_sharding=everywhere)
+    # Not x[at]: ten operations more for each array, and indices of its own.
+    indexed = tuple(range(first, x.ndim))
+    return jax.lax.gather(
+        x,
+        index,
+        jax.lax.GatherDimensionNumbers(
+            offset_dims=tuple(range(first)),
+            collapsed_slice_dims=indexed,
+            start_index_map=indexed,
+        ),
+        slice_sizes=(*x.shape[:first], *(1,) * axes),
+        mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
     )
 
 

@@ -173,7 +173,8 @@ def lr_sweep(
         (of `chunk`) wastes nothing. None: no second sweep.
       smoothing: b in [0, 1). None: a memory of a twentieth of the steps.
       chunk: so many rates at a time, one chunk behind another through the same program,
-        for want of memory (or of cache, on a CPU); None: all at once.
+        for want of memory. None: all at once; on a CPU as many as stay in its cache,
+        and chunks side by side where there are cores for them.
       devices: over which the rates are spread. None: all local ones of the parameters'
         platform, unless parameters or batches are spread over devices themselves.
       progress: whether to draw a bar, which costs a second compilation, that of the
@@ -207,7 +208,8 @@ def lr_sweep(
     if chunk is not None:
         remedy = "Pass None for all at once."
         at_once = min(at_once, _checks.check_steps("chunk", chunk, remedy=remedy))
-    train = Trainer(search, at_once, devices, is_watched=progress)
+    in_cache = chunk is None
+    train = Trainer(search, at_once, devices, is_watched=progress, in_cache=in_cache)
     calls = -(-len(rates) // train.width) + -(-(refine or 0) // train.width)
     coarse = len(rates)
     with _sweep_run.bar(progress, calls * search.steps) as on_steps:
@@ -256,9 +258,14 @@ class Trainer:
         devices: Sequence[Any] | None = None,
         *,
         is_watched: bool = False,
+        in_cache: bool = False,
     ):
+        """`in_cache`: on a CPU fewer rates at a time, where all do not fit in there."""
         self.mesh = _sweep_run.mesh_of(search, devices, at_once)
         per_device = -(-at_once // (self.mesh.size if self.mesh else 1))
+        if in_cache and _sweep_run.platform_of(search, self.mesh) == "cpu":
+            per_device = _sweep_run.width_in_cache(search, per_device)
+        self.is_side_by_side = in_cache and not is_watched
         self.width = per_device * (self.mesh.size if self.mesh else 1)
         init = jax.vmap(lambda r, p: _sweep_run.initial(search, r, p), (0, None))
         step = jax.vmap(lambda c, r, b: _sweep_run.step(search, c, r, b), (0, 0, None))
@@ -278,14 +285,33 @@ class Trainer:
     def __call__(
         self, rates: np.ndarray, on_steps: Callable[[int], None] | None
     ) -> np.ndarray:
+        parts = [
+            rates[begin : begin + self.width]
+            for begin in range(0, len(rates), self.width)
+        ]
         found = [np.empty((0, self.search.steps), self.search.dtype)]
-        for begin in range(0, len(rates), self.width):
-            part = rates[begin : begin + self.width]
-            padded = np.pad(part, (0, self.width - len(part)), mode="edge")
-            padded = _sweep_run.at_mesh(padded, self.mesh, by_rate=True)
-            losses = _sweep_run.run(self.programs, self.search, padded, on_steps)
+        if self.is_side_by_side:  # all are under way before the first is waited for
+            with _sweep_run.memory_advice():
+                started = [self._start(part) for part in parts]
+                all_losses = list(map(np.asarray, started))
+        else:
+            all_losses = [
+                _sweep_run.run(self.programs, self.search, self._padded(part), on_steps)
+                for part in parts
+            ]
+        for part, losses in zip(parts, all_losses, strict=True):
             found.append(losses.T[: len(part)])
         return np.concatenate(found)
+
+    def _start(self, part: np.ndarray) -> jax.Array:
+        """The losses of all steps; what else is left goes with the last of them."""
+        search = self.search
+        start = self.programs.start
+        return start(self._padded(part), search.params, search.batches)[1]
+
+    def _padded(self, part: np.ndarray) -> Any:
+        padded = np.pad(part, (0, self.width - len(part)), mode="edge")
+        return _sweep_run.at_mesh(padded, self.mesh, by_rate=True)
 
 
 # ----------------------------------------------------------------------- arguments

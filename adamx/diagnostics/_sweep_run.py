@@ -26,6 +26,9 @@ MakeTx = Callable[[Any], optax.GradientTransformation]
 
 # So often a bar moves, at most.
 _BLOCKS = 100
+# Bytes of parameters, gradients and states that run at a time on a CPU: about a second
+# level cache of two cores (benchmarks/sweep.py).
+_CACHE = 2 * 2**20
 _AXIS = "rates"
 _EVERYWHERE, _BY_RATE = PartitionSpec(), PartitionSpec(_AXIS)
 
@@ -268,6 +271,32 @@ def programs(
     return Programs(jax.jit(start), jax.jit(go_on, donate_argnums=(0, 1)), first, block)
 
 
+def width_in_cache(search: Search, most: int) -> int:
+    """How many of so many rates a CPU trains at a time: as many as stay in its cache.
+
+    A step reads and writes parameters, gradients and state of all of them; where they
+    leave the cache between two steps, it takes longer than one rate after another does.
+    Of the widths down to half of what fits, the one that pads least.
+    """
+    rate = jax.ShapeDtypeStruct((), search.dtype)
+    held = jax.eval_shape(lambda r, p: initial(search, r, p), rate, search.params)
+    leaves = jax.tree.leaves((held, held[0]))  # the gradients are as large
+    size = sum(x.size * getattr(x.dtype, "itemsize", 0) for x in leaves)
+    fit = max(1, _CACHE // max(1, size))
+    if fit >= most:
+        return most
+    return min(range(fit, fit // 2, -1), key=lambda width: -(-most // width) * width)
+
+
+def platform_of(search: Search, mesh: Mesh | None) -> str:
+    """Where a search runs."""
+    if mesh is not None:
+        return str(mesh.devices.item(0).platform)
+    arrays = jax.tree.leaves((search.params, search.batches))
+    on = [next(iter(x.devices())).platform for x in arrays if isinstance(x, jax.Array)]
+    return on[0] if on else jax.default_backend()
+
+
 def _by_device(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
     """Each device runs its own rates: no partitioner decides, nothing is exchanged."""
     specs = {"mesh": mesh, "in_specs": in_specs, "out_specs": out_specs}
@@ -322,7 +351,7 @@ def run(
 ) -> np.ndarray:
     """The losses of all steps; `on_steps` hears how many were just done."""
     batches = search.batches
-    with _memory_advice():
+    with memory_advice():
         carry, losses = both.start(rates, search.params, batches)
         for done in range(both.first, search.steps + 1, both.block):
             jax.block_until_ready(losses)
@@ -335,7 +364,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _memory_advice() -> Iterator[None]:
+def memory_advice() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -1,0 +1,103 @@
+"""LOSSES -> SYMPTOMS of the data: batches in an order, examples learnt by heart.
+
+Rules as in `_rules_run`; thresholds have their source in the rule's docstring and were
+committed before any run that tests them; "ours" is our own choice.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from adamx.diagnostics._evidence import (
+    START,
+    Run,
+    Sign,
+    around,
+    began_at,
+    median,
+    metric,
+    running_median,
+    span,
+)
+
+PERIODIC = 0.3
+PERIODIC_RECORDS = 400
+PERIODIC_LEAST = 100
+PERIODS = 8
+FOLLOWED = 2 / 3
+LEARNT = 0.1
+LAST = 5
+LEAST_RECORDS = 10
+
+
+def unshuffled(run: Run) -> Sequence[Sign]:
+    """The training loss repeats itself: its autocorrelation is 0.3 at a period and two.
+
+    Of the last 400 records behind step 50, 100 and more, evenly spaced; periods of up
+    to an eighth of them. From them their running median over two of the longest periods
+    is taken away, and what is more than 4 mean deviations off is cut. Also above its
+    lowest within the period by 0.3: a slow change has no period. Independent batches
+    give 0, give or take 1 / sqrt(records), 0.06 of 300; 0.3 is five times that.
+
+    Source: that batches must be drawn at random: Bottou, "Stochastic Gradient Descent
+    Tricks" (2012), section 4.1; thresholds ours.
+    """
+    steps, values = metric(run.history, "loss")
+    behind = steps >= START
+    steps, values = (
+        steps[behind][-PERIODIC_RECORDS:],
+        values[behind][-PERIODIC_RECORDS:],
+    )
+    if len(values) < PERIODIC_LEAST or not np.isfinite(values).all():
+        return []
+    if np.ptp(np.diff(steps)):
+        return []
+    longest = len(values) // PERIODS
+    rest = values[longest:-longest] - running_median(values, 2 * longest + 1)
+    limit = 4 * float(np.mean(np.abs(rest)))
+    rest = np.clip(rest, -limit, limit)
+    rest = rest - rest.mean()
+    size = float(np.mean(rest**2))
+    if not size > 0:
+        return []
+    lags = range(1, 2 * longest + 1)
+    own = [float(np.mean(rest[k:] * rest[:-k])) / size for k in lags]
+    alike = np.array([1.0, *own])
+    for period in range(2, longest + 1):
+        least = min(alike[period], alike[2 * period])
+        if least >= PERIODIC and least - alike[1:period].min() >= PERIODIC:
+            every = period * int(steps[1] - steps[0])
+            evidence = {"period in steps": every, "autocorrelation": float(least)}
+            evidence |= {"threshold": PERIODIC} | span(steps, "records")
+            return [Sign("unshuffled", None, "warning", evidence)]
+    return []
+
+
+def memorised(run: Run) -> Sequence[Sign]:
+    """Of what training won since the start, validation has won less than two thirds.
+
+    Medians of the last 5 validation losses and of the training losses near them, 10 and
+    more; against where training began (see `began_at`), or the first validation loss
+    where that is higher. Training must have won a tenth. What a model knows of data
+    that it has not seen falls behind from the first steps on where the data are few:
+    then validation need not get worse, as `gap` wants it.
+
+    Source: Zhang et al., "Understanding deep learning requires rethinking
+    generalization" (2017): training to zero loss with nothing learnt; the numbers are
+    ours (the digits by three hidden layers: 0.61 with 32 examples, 0.73 with 64, 1.17
+    with all).
+    """
+    steps, values = metric(run.history, "val_loss")
+    _, losses = metric(run.history, "loss")
+    if len(values) < LEAST_RECORDS or steps[-1] < START or not len(losses):
+        return []
+    train, now = around(run, steps[-LAST:]), median(values[-LAST:])
+    began = began_at(losses)
+    won, followed = began - train, max(began, float(values[0])) - now
+    if not (won >= LEARNT * abs(began) and followed < FOLLOWED * won):
+        return []
+    evidence = {"share of what training won": followed / won, "threshold": FOLLOWED}
+    evidence |= {"validation loss": now, "training loss": train, "at first": began}
+    return [
+        Sign("memorised", None, "warning", evidence | span(steps[-LAST:], "records"))
+    ]
