@@ -91,6 +91,7 @@ CASES = {
     ),
     "lost_loss": Case({"rate": 1e6}, "training loss", metrics=("loss",)),
     "diverging": Case({"rate": 1e5}, "training loss", metrics=("loss",)),
+    "burst": Case({"rate": 200.0}, "training loss", metrics=("loss",)),
     "stuck": Case({}, "training loss", metrics=("loss",), bias=-100.0, linear=True),
     "exploding": Case(
         ill("exploding", 3000), "norm of the gradient", number("grad_norm")
@@ -115,6 +116,9 @@ CASES = {
     "oscillation": Case(
         ill("oscillation", 14), "cosine of g and m", number("cosine"), -0.2, linear=True
     ),
+    "unshuffled": Case(
+        ill("oscillation", 14), "training loss", metrics=("loss",), linear=True
+    ),
     "skipped": Case(
         ill("nan loss", 7), "steps skipped", metrics=("skipped",), linear=True
     ),
@@ -128,6 +132,7 @@ CASES = {
         ill("layer fast", 300), "step / r: the rate", over("step/p50", "r/p50")
     ),
     "gap": Case(ill("few examples", 32), "loss", phases=2, metrics=BOTH),
+    "memorised": Case(ill("few examples", 32), "loss", metrics=BOTH, linear=True),
     "plateau": Case({}, "loss", phases=8, metrics=BOTH),
     "ready_for_sgd": Case(
         ill("few examples", 16), "m / its largest", of_largest("m/p50"), limit=0.2

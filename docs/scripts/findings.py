@@ -12,7 +12,7 @@ import inspect
 import re
 from pathlib import Path
 
-from adamx.diagnostics import _rules, _rules_run
+from adamx.diagnostics import _rules, _rules_data, _rules_run
 from adamx.diagnostics._advice import WORDS
 
 PAGE = Path(__file__).parents[1] / "findings.md"
@@ -64,6 +64,11 @@ FINDINGS: dict[str, tuple[tuple[str, ...], str]] = {
         "whatever the gradient: too large a rate does not blow up at once, it walks "
         "away.",
     ),
+    "burst": (
+        ("burst",),
+        "The loss went up before it came down. What training starts from is then the "
+        "worst place that it has been in, not the initialization.",
+    ),
     "stuck": (
         ("stuck",),
         "Nothing is learnt. The optimizer may be at work all the same: look at the "
@@ -113,6 +118,11 @@ FINDINGS: dict[str, tuple[tuple[str, ...], str]] = {
         "Steps go forth and back. The gradient turns against the momentum again and "
         "again, or changes its sign at every step.",
     ),
+    "unshuffled": (
+        ("unshuffled",),
+        "The loss goes up and down with a period: the batches come in an order, and the "
+        "optimizer follows it.",
+    ),
     "skipped": (
         ("skipped",),
         "A guard does its work too often. A skipped step in a hundred is a sign that "
@@ -138,6 +148,11 @@ FINDINGS: dict[str, tuple[tuple[str, ...], str]] = {
         "The training loss falls and the validation loss rises. Not an illness of the "
         "optimizer, but it can help.",
     ),
+    "memorised": (
+        ("memorised",),
+        "Training wins, validation wins much less of it: what is learnt holds for the "
+        "training data alone.",
+    ),
     "plateau": (
         ("plateau",),
         "The validation loss has stopped falling, at a rate that has not decayed yet. "
@@ -153,7 +168,8 @@ FINDINGS: dict[str, tuple[tuple[str, ...], str]] = {
 
 def rule_text(name: str) -> str:
     """What a rule's docstring says, as Markdown."""
-    rule = getattr(_rules, name, None) or getattr(_rules_run, name)
+    rooms = (_rules, _rules_run, _rules_data)
+    rule = next(getattr(room, name) for room in rooms if hasattr(room, name))
     text = inspect.getdoc(rule) or ""
     text = text.replace(", see `is_solved`", "")
     parts = text.split("`")
