@@ -118,6 +118,12 @@ def _near(value):
 
 def run(page, found, names):
     """Runs blocks in the namespace `names`, and checks what they say they print."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "100")  # of tables: what it is without a terminal
+        _run(page, found, names)
+
+
+def _run(page, found, names):
     for block in found:
         if block.is_prompt:
             _run_prompt(page, block, names)
