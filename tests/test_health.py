@@ -623,6 +623,18 @@ def test_noise_and_slow_changes_have_no_period(n):
     assert ("unshuffled", None) in named(adamx.health(few)) or n == 110
 
 
+def test_what_was_not_measured_is_no_evidence():
+    found = adamx.History()
+    for step in range(1, 9):
+        layers = {"kernel": {"r/p50": 2e-4}, "bias": {"r/p50": 0.15}}
+        measured = adamx.reading.Diagnostics(1000 * step, layers)
+        found.append(adamx.Reading(count=1000 * step, diagnostics=measured))
+    (own,) = adamx.health(found)
+    assert own.layer == "kernel"
+    assert own.evidence["median r"] == pytest.approx(2e-4)
+    assert not any("share" in name for name in own.evidence)
+
+
 def test_the_period_is_in_steps():
     found = adamx.health(one_run(300, 2, loss=in_blocks(5, 4.0)))
     (own,) = (f for f in found if "repeats itself" in f.symptom)

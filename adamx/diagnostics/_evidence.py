@@ -106,8 +106,12 @@ class Run:
         places: Sequence[int] | np.ndarray,
         **limits: float,
     ) -> dict[str, Any]:
-        """Medians over the window of one layer, limits, and the steps."""
+        """Medians over the window of one layer, limits, and the steps.
+
+        What was not measured is left out.
+        """
         found: dict[str, Any] = {k: median(v[i]) for k, v in values.items()}
+        found = {k: v for k, v in found.items() if np.isfinite(v)}
         found |= {name.replace("_", " "): value for name, value in limits.items()}
         return found | span(self.steps[places])
 
