@@ -56,7 +56,9 @@ FINDINGS: dict[str, tuple[tuple[str, ...], str]] = {
     "lost_loss": (
         ("lost_loss",),
         "The loss itself is gone. The parameters are most likely lost too: go back to "
-        "a checkpoint.",
+        "a checkpoint. Where the validation loss alone is lost, look at what the forward "
+        "pass writes: one NaN batch stays in BatchNorm's running statistics, and no guard "
+        "keeps it out of there.",
     ),
     "diverging": (
         ("diverging",),
