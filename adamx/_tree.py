@@ -8,6 +8,7 @@ through `init`.
 import difflib
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -187,6 +188,27 @@ def check_inexact(tree: PyTree, name: str) -> None:
                 f"{name} at '{path_name(path)}' must have a floating or complex "
                 f"dtype, got {dtype}; leave it out with optax.masked or "
                 "optax.partition, or convert it to a float."
+            )
+
+
+def check_is_trained(model: PyTree, name: str) -> None:
+    """Raises where a Flax nnx model has arrays that no optimizer trains.
+
+    Running statistics and random streams would pass for parameters.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None or not isinstance(model, nnx.Module):
+        return
+    flat = jax.tree_util.tree_flatten_with_path(
+        model, is_leaf=lambda x: isinstance(x, nnx.Variable)
+    )[0]
+    for path, own in flat:
+        if isinstance(own, nnx.Variable) and not isinstance(own, nnx.Param):
+            raise TypeError(
+                f"`{name}` must hold parameters only, got a model with "
+                f"nnx.{type(own).__name__} at '{path_name(path)}', which no optimizer "
+                "trains. Split it: graph, params, rest = nnx.split(model, nnx.Param, "
+                "...), pass `params`, and nnx.merge(graph, params, rest) in the loss."
             )
 
 

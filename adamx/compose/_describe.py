@@ -134,6 +134,7 @@ def describe(
     10.4
     """
     _checks.check_transformation("tx", tx)
+    _tree.check_is_trained(params, "params")
     _check_arrays(params)
     belongings = Belongings(tx, params)
     arrays = jax.tree.leaves(belongings.state)

@@ -168,7 +168,8 @@ def sharpness(
 
     Raises:
       TypeError: `loss_fn` is no function or cannot be hashed; complex parameters, or
-        integers; a batched stage of `stages`.
+        integers; an nnx model with more than parameters (running statistics, random
+        streams); a batched stage of `stages`.
       ValueError: the loss is no real scalar; the state has no learning rate, or moments
         that cannot be read (Optax's own, `lion`); it is not that of these parameters;
         `iterations`, `tolerance` out of range.
@@ -218,6 +219,7 @@ def _check(loss_fn: Any, params: PyTree, has_aux: Any, nesterov: Any) -> None:
         ) from None
     _checks.check_flag("has_aux", has_aux)
     _checks.check_flag("nesterov", nesterov)
+    _tree.check_is_trained(params, "params")
     _tree.check_real(params, "parameter", "largest eigenvalues are taken of real ones")
     if not jax.tree.leaves(params):
         raise ValueError(

@@ -85,6 +85,7 @@ def checked(loss_fn: Any, params: Any, batches: Any, make_tx: Any) -> Search:
             "`params` and `batches` must be arrays with values, got traced ones; call "
             "the search outside jit: it compiles its own program."
         )
+    _tree.check_is_trained(params, "params")
     _tree.check_inexact(params, "`params`")
     if not jax.tree.leaves(params):
         raise ValueError(

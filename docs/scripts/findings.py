@@ -56,9 +56,9 @@ FINDINGS: dict[str, tuple[tuple[str, ...], str]] = {
     "lost_loss": (
         ("lost_loss",),
         "The loss itself is gone. The parameters are most likely lost too: go back to "
-        "a checkpoint. Where the validation loss alone is lost, look at what the forward "
-        "pass writes: one NaN batch stays in BatchNorm's running statistics, and no guard "
-        "keeps it out of there.",
+        "a checkpoint. Where the validation loss alone is lost, look at what the "
+        "forward pass writes: one NaN batch stays in BatchNorm's running statistics, "
+        "and no guard keeps it out of there.",
     ),
     "diverging": (
         ("diverging",),
@@ -122,8 +122,8 @@ FINDINGS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unshuffled": (
         ("unshuffled",),
-        "The loss goes up and down with a period: the batches come in an order, and the "
-        "optimizer follows it.",
+        "The loss goes up and down with a period: the batches come in an order, and "
+        "the optimizer follows it.",
     ),
     "skipped": (
         ("skipped",),
