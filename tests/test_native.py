@@ -819,6 +819,35 @@ def test_parts_of_several_dtypes_and_without_an_owner():
     alike(function, FLAT, halves, counts)
 
 
+def test_what_another_leaf_of_the_call_reads_is_not_written_over():
+    """A part of an argument, or all of it in another shape: one program, one call."""
+    x, y = jnp.linspace(-2.0, 2.0, 40), jnp.linspace(1.0, 3.0, 40).reshape(8, 5)
+
+    def part(x: jax.Array, y: jax.Array) -> list[jax.Array]:
+        return [x + 1.0, y + 1.0, x[5:17] + 1.0]
+
+    def before(x: jax.Array, y: jax.Array) -> list[jax.Array]:
+        return [x + 1.0, y + 1.0, *part(x, y)[2:]][::-1]
+
+    def shaped(x: jax.Array, y: jax.Array) -> list[jax.Array]:
+        return [x + y.reshape(40), y + x.reshape(8, 5)]
+
+    for function, results in (
+        (part, [0, 1, None]),
+        (before, [None, 1, 0]),
+        (shaped, [0, 1]),
+    ):
+        run = jax.jit(
+            lambda x, y, function=function, results=results: in_passes(
+                function, x, y, results=results
+            ),
+            donate_argnums=(0, 1),
+        )
+        found, wanted = run(*copies((x, y))), function(x, y)
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 def test_what_calls_back_is_called_in_order():
     seen: list[float] = []
 
