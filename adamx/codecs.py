@@ -87,7 +87,10 @@ def int8(
     Returns:
       The codec. State: `Encoded`, 1 byte per parameter and 4 for each scale. NaN and
       infinities of a moment are not kept: they become the scale of their group, which
-      is at most 2^126. Replicas under vmap draw the same random bits.
+      is at most 2^126. So a gradient whose square overflows, beyond 1e19, does not end
+      an element's steps, as with float32, but makes large ones: clip before, or put
+      `guard(tx, spike_zscore=6)` around, which skips it. Replicas under vmap draw the
+      same random bits.
 
     Raises:
       ValueError, TypeError: an argument out of its range.

@@ -300,9 +300,46 @@ def test_a_root_of_a_multiple_shares_the_root(monkeypatch):
     texts = programs(monkeypatch)
     found = jax.jit(lambda x, s: in_passes(several, x, s))(x, s)
     (text,) = texts
-    assert [text.count(f) for f in ("= sqrtf(", "* sqrtf(")] == [2, 2]
+    assert [text.count(f) for f in ("= sqrtf(", "= (shares ? ")] == [2, 2]
     for a, b in zip(found, several(x, s), strict=True):
         np.testing.assert_allclose(a, b, rtol=3e-7)
+
+
+@pytest.mark.parametrize("s", [-4.0, 0.0, 4.0, 1e20, np.inf, np.nan, "number"])
+def test_a_shared_root_is_there_for_every_factor(s, monkeypatch):
+    """Of a negative s and x too, of 0, and of what overflows."""
+    x = jnp.array([-4.0, -0.0, 0.0, 1.0, 1e-20, 1e30, 3e38, np.inf, np.nan] * 5)
+
+    def both(x: jax.Array, s: Any) -> list[jax.Array]:
+        return [jnp.sqrt(s * x), jnp.sqrt(x)]
+
+    if s == "number":
+
+        def function(x: jax.Array, s: Any) -> list[jax.Array]:
+            return [*both(x, -4.0), *both(x + s, 4.0)]
+    else:
+        function = both
+    texts = programs(monkeypatch)
+    s = jnp.float32(0.0 if s == "number" else s)
+    found = jax.jit(lambda x, s: in_passes(function, x, s))(x, s)
+    assert any("shared_root(t" in text for text in texts)
+    for a, b in zip(found, jax.jit(function)(x, s), strict=True):
+        np.testing.assert_allclose(a, b, rtol=3e-7)
+        np.testing.assert_array_equal(np.signbit(a)[a == 0], np.signbit(b)[b == 0])
+
+
+def test_squares_that_overflow_in_codes_are_those_of_xla():
+    """nu is at most 2^126 in codes, and infinite again over its bias correction."""
+    codec = adamx.codecs.int8(min_size=0)
+    tx = adamx.adamw(LR, mu_dtype=codec, nu_dtype=codec)
+    xla, native = steps_of(tx)
+    carry = {"p": jnp.zeros((20, 33))}, tx.init({"p": jnp.zeros((20, 33))})
+    grads = {"p": jnp.ones((20, 33)).at[3, 4].set(-1e38)}
+    for _ in range(3):
+        wanted, found = xla(*copies(carry), grads), native(*copies(carry), grads)
+        assert np.max(np.abs(wanted[0]["p"])) < 1
+        assert_alike(found[0], wanted[0], carry[0], 1e-6)
+        carry = wanted
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-8])
@@ -780,6 +817,35 @@ def test_parts_of_several_dtypes_and_without_an_owner():
         return *both, joined(b + b, a)
 
     alike(function, FLAT, halves, counts)
+
+
+def test_what_another_leaf_of_the_call_reads_is_not_written_over():
+    """A part of an argument, or all of it in another shape: one program, one call."""
+    x, y = jnp.linspace(-2.0, 2.0, 40), jnp.linspace(1.0, 3.0, 40).reshape(8, 5)
+
+    def part(x: jax.Array, y: jax.Array) -> list[jax.Array]:
+        return [x + 1.0, y + 1.0, x[5:17] + 1.0]
+
+    def before(x: jax.Array, y: jax.Array) -> list[jax.Array]:
+        return [x + 1.0, y + 1.0, *part(x, y)[2:]][::-1]
+
+    def shaped(x: jax.Array, y: jax.Array) -> list[jax.Array]:
+        return [x + y.reshape(40), y + x.reshape(8, 5)]
+
+    for function, results in (
+        (part, [0, 1, None]),
+        (before, [None, 1, 0]),
+        (shaped, [0, 1]),
+    ):
+        run = jax.jit(
+            lambda x, y, function=function, results=results: in_passes(
+                function, x, y, results=results
+            ),
+            donate_argnums=(0, 1),
+        )
+        found, wanted = run(*copies((x, y))), function(x, y)
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def test_what_calls_back_is_called_in_order():

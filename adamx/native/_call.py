@@ -4,6 +4,7 @@ Which of the two is decided where the program is made for a device: on one CPU d
 the call, on others and on several at once the operations.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -207,6 +208,7 @@ class _Arrays:
         self._mark(regions)
         for region in regions:
             self._add(region)
+        self._share(regions)
 
     def _mark(self, regions: Sequence[Region]) -> None:
         """What this call writes to a buffer is written, for all that it reads."""
@@ -251,11 +253,23 @@ class _Arrays:
                 buffer, i = place
                 writes.append(Part(self.buffers[buffer], buffer.join.offsets[i]))
                 continue
-            writes.append(part := self._result(value))
-            owner = self.memory.owner.get(value)
-            if owner in region.arrays and owner.dtype == value.dtype:
-                self.aliases[self._places[owner]] = part.array
+            writes.append(self._result(value))
         self.writes.append(tuple(writes))
+
+    def _share(self, regions: Sequence[Region]) -> None:
+        """Results take their owners' memory, where nothing else reads it.
+
+        Another leaf of this call may read it before or behind, or in another thread.
+        """
+        readers = collections.Counter(x.array for reads in self.reads for x in reads)
+        for region, writes in zip(regions, self.writes, strict=True):
+            for value, part in zip(region.results, writes, strict=True):
+                owner = self.memory.owner.get(value)
+                if owner not in region.arrays or owner.dtype != value.dtype:
+                    continue
+                operand = self._places[owner]
+                if part.offset is None and readers[operand] == 1:
+                    self.aliases[operand] = part.array
 
     def _result(self, value: Value) -> Part:
         self.made[value] = len(self.results)

@@ -26,7 +26,7 @@ def computed(region: Region, names: dict[Value, str], *, is_blocked: bool) -> li
         lines.append(f"const {kind} {names[output]} = {text};")
 
     cut = _cut_when_written(region) if is_blocked else set()
-    roots = _shared_roots(region)
+    roots = shared_roots(region)
     for node in region.nodes:
         for output in node.outputs:
             inputs: Sequence[Operand] = node.inputs
@@ -44,7 +44,10 @@ def computed(region: Region, names: dict[Value, str], *, is_blocked: bool) -> li
                 root, inside, factor = roots[output]
                 if root not in names:
                     define(root, f"sqrtf({name(inside)})")
-                define(output, f"({names[root]} * sqrtf({name(factor)}))")
+                shared = f"shared_root({names[root]}, sqrtf({name(factor)}))"
+                if isinstance(factor, Value):
+                    shared = f"{SHARES} ? {shared} : sqrtf({given[0]})"
+                define(output, f"({shared})")
                 continue
             if output in cut:
                 text = f"({operations.variable_type(output.dtype)}){given[0]}"
@@ -76,12 +79,19 @@ def _cut_when_written(region: Region) -> set[Value]:
     }
 
 
-def _shared_roots(region: Region) -> dict[Value, tuple[Value, Operand, Operand]]:
+# Whether the factors of all shared roots are numbers > 0.
+SHARES = "shares"
+
+
+def shared_roots(region: Region) -> dict[Value, tuple[Value, Operand, Operand]]:
     """Roots of s x, s a scalar, as (the root of x, x, s) where that root is there too.
 
-    One of the two is saved, as sqrt(x) sqrt(s). (A number x that has a root has one
-    with s only where s is no less than 0.)
+    One of the two is saved, as sqrt(x) sqrt(s) where s > 0: of a negative s and x,
+    s x has a root, and neither of them has. Where s x overflows, it is infinite, too.
+    (Where s x is below the range of float32, it is not 0.)
     """
+    if region.reductions:
+        return {}
     roots = {
         node.inputs[0]: node.outputs[0]
         for node in region.nodes
@@ -97,10 +107,16 @@ def _shared_roots(region: Region) -> dict[Value, tuple[Value, Operand, Operand]]
         if not is_made_by(value, "mul"):
             continue
         for x, factor in itertools.permutations(value.node.inputs):
-            is_scalar = isinstance(factor, Number) or factor in region.scalars
-            if is_scalar and x in roots:
+            if x in roots and _may_have_a_root(factor, region):
                 found[root] = roots[x], x, factor
     return found
+
+
+def _may_have_a_root(factor: Operand, region: Region) -> bool:
+    """Whether it is a number > 0, or one that is known when the program runs."""
+    if isinstance(factor, Number):
+        return bool(factor.value > 0)
+    return factor in region.scalars
 
 
 def is_made_by(value: Any, name: str) -> bool:

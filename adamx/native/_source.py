@@ -6,7 +6,7 @@ import importlib.resources
 from collections.abc import Sequence
 
 from adamx.native._graph import Value
-from adamx.native._lines import computed
+from adamx.native._lines import SHARES, computed, shared_roots
 from adamx.native._loops import Parts, reading, stored
 from adamx.native._regions import Region
 from adamx.native._sums import reduces
@@ -79,13 +79,36 @@ def _head(region: Region, parts: Parts) -> list[str]:
 def _writes(region: Region, names: dict[Value, str], parts: Parts) -> list[str]:
     for i, value in enumerate(region.outputs):
         parts.write(i, value, names[value])
+    factors = {factor for _, _, factor in shared_roots(region).values()}
+    numbers = [i for i, s in enumerate(region.scalars) if s in factors]
+    if not numbers:
+        return [
+            *_function("static void elements", ""),
+            *parts.once,
+            *parts.loops(),
+            "}",
+        ]
+    # Two loops, and one question before both.
+    inlined = "static inline __attribute__((always_inline)) void elements_of"
+    given = "in, out, scalars, begin, end, rows, cols"
+    tests = [f"*(const float*)scalars[{i}] > 0" for i in numbers]
     return [
-        "static void elements(",
-        "    void* const* in, void* const* out, const void* const* scalars,",
-        "    int64_t begin, int64_t end, int64_t rows, int64_t cols) {",
+        *_function(inlined, f", const int {SHARES}"),
         *parts.once,
         *parts.loops(),
         "}",
+        *_function("static void elements", ""),
+        f"if ({' && '.join(tests)}) elements_of({given}, 1);",
+        f"else elements_of({given}, 0);",
+        "}",
+    ]
+
+
+def _function(name: str, more: str) -> list[str]:
+    return [
+        f"{name}(",
+        "    void* const* in, void* const* out, const void* const* scalars,",
+        f"    int64_t begin, int64_t end, int64_t rows, int64_t cols{more}) {{",
     ]
 
 

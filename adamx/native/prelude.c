@@ -51,6 +51,12 @@ static inline uint16_t float16_bits(float x) {
 static inline float float16_round(float x) { return (float)(_Float16)x; }
 #endif
 
+/* sqrt(s x) of sqrt(x) and sqrt(s); infinite where s x is. */
+static inline float shared_root(float root, float factor) {
+  float x = root * factor;
+  return x >= 0x1p64f ? INFINITY : x;
+}
+
 static inline int32_t to_short(float x, float low, float high) {
   float held = x < low ? low : (x > high ? high : x);
   return (int32_t)(x != x ? 0.0f : held);
