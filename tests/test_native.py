@@ -5,9 +5,11 @@ loop of XLA's over a leaf: what fell back would be equal to itself.
 """
 
 import concurrent.futures
+import functools
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -326,6 +328,38 @@ def test_a_shared_root_is_there_for_every_factor(s, monkeypatch):
     for a, b in zip(found, jax.jit(function)(x, s), strict=True):
         np.testing.assert_allclose(a, b, rtol=3e-7)
         np.testing.assert_array_equal(np.signbit(a)[a == 0], np.signbit(b)[b == 0])
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-45, 1e-8, "number"])
+def test_a_root_and_what_is_added_to_it_is_not_asked_for_zero(eps, monkeypatch):
+    """Where what is added is known, and no number that is read as 0."""
+    x = jnp.array([0.0, -0.0, 1e-45, 1.0, 4.0, -1.0, np.inf, np.nan] * 5)
+
+    def ratio(x: jax.Array, eps: Any) -> jax.Array:
+        root = jnp.sqrt(x) + eps
+        return jnp.where(root == 0, 7.0, x / jnp.where(root == 0, 1.0, root))
+
+    texts = programs(monkeypatch)
+    held = [jnp.float32(1e-8)] if eps == "number" else []
+    function = ratio if held else functools.partial(ratio, eps=np.float32(eps))
+    found = jax.jit(lambda x, *e: in_passes(function, x, *e))(x, *held)
+    assert bool(re.search(r"int32_t t\d+ = 0;", texts[0])) == (eps == 1e-8)
+    np.testing.assert_array_equal(found, jax.jit(function)(x, *held))
+
+
+def test_the_smaller_and_the_larger_one_of_a_number():
+    """The second one where either is NaN, of both signs of 0, and in both dtypes."""
+    x = jnp.array([0.0, -0.0, 0.5, -0.5, 2.0, np.inf, -np.inf, np.nan] * 3)
+
+    def both(x: jax.Array) -> list[jax.Array]:
+        low = jnp.where(x < 0.5, x, 0.5)
+        return [low, jnp.where(x > 0, x, 0.0), jnp.where(low > -0.0, low, -0.0)]
+
+    for numbers in (x, x.astype(jnp.bfloat16)):
+        found = jax.jit(lambda x: in_passes(both, x))(numbers)
+        for a, b in zip(found, jax.jit(both)(numbers), strict=True):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(np.signbit(a), np.signbit(b))
 
 
 def test_squares_that_overflow_in_codes_are_those_of_xla():
@@ -954,6 +988,24 @@ def test_a_compiler_with_arguments_and_a_folder_with_a_space(tmp_path):
     assert run.stdout == "ran\n", run.stderr
     assert "adamx: " not in run.stderr
     assert len(list(folder.glob("*.so"))) == 1
+
+
+@pytest.mark.skipif(shutil.which("clang") is None, reason="there is no clang")
+def test_another_compiler_makes_the_same_of_it(tmp_path):
+    """It refuses what only GCC knows."""
+    run = script(
+        "q, s = run(p, init(p), g); print('ran')", CC="clang", ADAMX_CACHE=str(tmp_path)
+    )
+    assert run.stdout == "ran\n", run.stderr
+    assert "adamx: " not in run.stderr
+    assert len(list(tmp_path.glob("*.so"))) == 1
+
+
+def test_only_what_a_compiler_knows_is_asked_of_it(monkeypatch):
+    monkeypatch.setattr(_build, "_version", lambda: "Apple clang version 15.0.0")
+    assert "-fno-tree-pre" not in _build._flags()
+    monkeypatch.setattr(_build, "_version", lambda: "gcc (GCC) 12.2.0")
+    assert "-fno-tree-pre" in _build._flags()
 
 
 def compiled_anew(x: float) -> Any:

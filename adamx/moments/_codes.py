@@ -9,9 +9,9 @@
 The scale, shared by a group, is the largest |x| in it at each step, exactly. A mean
 square is never read as 0 where its group is not: mu / 0 is the way in which a linear
 8-bit nu ends in NaN. Rounding is to the nearest k, or at random where that would be the
-old one: half a step of k is more than (1 - b2) of nu, which would never change other
-than with its group's scale. With squares of k, steps are finer where numbers are small:
-an 8-bit nu spans a factor of 65,536 in each group.
+old one (in uint8 always): half a step of k is more than (1 - b2) of nu, which would
+never change other than with its group's scale. With squares of k, steps are finer where
+numbers are small: an 8-bit nu spans a factor of 65,536 in each group.
 
 The dtype of the codes is the whole code: nothing else is stored to say how they are
 read. A second code of the same dtype would need a static name in `Encoded`.
@@ -27,7 +27,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from adamx.moments import _layout, _rounding
 from adamx.moments._order import one_of
@@ -201,56 +200,74 @@ def _integer_code(
 ) -> jax.Array:
     """The code of x: the integer next to k, or one of the two that k is between.
 
-    At random it is the nearest where that is not the old one, b; else b or its
-    neighbour b + s on the side of k, such that the mean of what is read is right:
-
-        P(b + s) = (k^2 - b^2) / ((b + s)^2 - b^2) = |k - b| (k + |b|) / |2 b + s|
-
-    (|k - b| where x is not a square.) Signs are relative to that of x; the only root is
-    that of |x|, which a leaf rule may have taken already.
+    The only root is that of |x|, which a leaf rule may have taken already. Signs are
+    put on and taken off by their bit: a comparison and a choice take longer.
     """
     is_signed = jnp.issubdtype(old.dtype, jnp.signedinteger)
     power = _power(old.dtype)
     size = (jnp.abs(x) if is_signed else x).astype(jnp.float32)
-    k = _root(size, power) * _inverse(scales, x.shape, old.dtype)
-    k = _at_most(k, old.dtype)
-    is_negative = x < 0
+    k = _at_most(_root(size, power) * _inverse(scales, x.shape, old.dtype), old.dtype)
+    sign = _sign_of(x) if is_signed else None
+    if sign is None:
+        k = larger(k, jnp.float32(1.0))
     if bits is not None:
-        b = old.astype(jnp.float32)
-        b = jnp.where(is_negative, -b, b) if is_signed else b + 1.0
-        k = _at_random(k, b, bits, power, is_signed=is_signed)
+        k = _at_random(k, _old_code(old, sign), bits, power)
     # The low bits of the sum are the integer. A conversion would be right too, but it
     # sees to NaN and overflow, which cannot be here, and is the slower for it.
-    if is_signed:
-        k = jnp.where(is_negative, -k, k) + jnp.float32(_MAGIC)
+    if sign is None:
+        k = k + jnp.float32(_MAGIC - 1.0)
     else:
-        k = larger(k, jnp.float32(1.0)) + jnp.float32(_MAGIC - 1.0)
+        k = _times_sign(k, sign) + jnp.float32(_MAGIC)
     return jax.lax.bitcast_convert_type(k, jnp.int32).astype(old.dtype)
 
 
+def _old_code(old: jax.Array, sign: jax.Array | None) -> jax.Array | None:
+    """The old k, with the sign relative to the new x; None where it is not asked for.
+
+    A mean square in 8 bits changes by less than half a code in nearly every step: by
+    chance all the same, the steps that change it by more, it takes less arithmetic.
+    """
+    if sign is not None:
+        return _times_sign(old.astype(jnp.float32), sign)
+    return old.astype(jnp.float32) + 1.0 if _levels(old.dtype) < 256 else None
+
+
 def _at_random(
-    k: jax.Array, b: jax.Array, bits: jax.Array, power: int, *, is_signed: bool
+    k: jax.Array, b: jax.Array | None, bits: jax.Array, power: int
 ) -> jax.Array:
-    """k, or where its nearest integer is b that or the one on the other side of k."""
-    gone = k - b
-    far = jnp.abs(gone)
-    # In units of the random number's last place.
-    number, unit = _rounding.whole(bits), _rounding.WHOLE
-    odds, share = far, number * jnp.float32(unit)
+    """The integer below or above k: the nearer one where that is not b, else by chance.
+
+    With n below k, the chance is such that the mean of what is read is right:
+
+        P(n + 1) = (k^2 - n^2) / ((n + 1)^2 - n^2) = (k - n) (k + n) / (2 n + 1)
+
+    (k - n where x is not a square.) The nearer one is n + 1 where that is above 1/2.
+    """
+    number = _rounding.whole(bits)
+    below = jnp.floor(k)
+    part = k - below
+    unit = jnp.float32(_rounding.WHOLE)
     if power == 2:
-        odds = far * (k + jnp.abs(b))
-        gap = b * jnp.float32(2 * unit) + _with_sign_of(gone, unit)
-        share = number * jnp.abs(gap)
-    # Where b is 0 also beyond 1/2, up to the middle of the squares: k^2 < 1/2.
-    stays = (smaller(far, odds) if is_signed and power == 2 else far) < 0.5
-    return jnp.where(stays, jnp.where(odds > share, b + _with_sign_of(gone, 1), b), k)
+        # In units of the random number's last place. (Products with powers of two are
+        # exact: rounded once or twice, the sum is the same.)
+        part = part * (k + below)
+        unit = below * jnp.float32(2 * _rounding.WHOLE) + unit
+    if b is not None:
+        half = jnp.float32(0.5 / _rounding.WHOLE)
+        nearest = jnp.where(part > unit * half, below + 1.0, below)
+        number = jnp.where(nearest == b, number, half)
+    return jnp.where(part > unit * number, below + 1.0, below)
 
 
-def _with_sign_of(x: jax.Array, size: float) -> jax.Array:
-    """A number > 0 with the sign of x, by its bits: a comparison takes longer."""
-    sign = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x80000000)
-    number = np.float32(size).view(np.uint32)
-    return jax.lax.bitcast_convert_type(sign | number, jnp.float32)
+def _sign_of(x: jax.Array) -> jax.Array:
+    """The sign bit of each number."""
+    number = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    return number & jnp.uint32(0x80000000)
+
+
+def _times_sign(x: jax.Array, sign: jax.Array) -> jax.Array:
+    number = jax.lax.bitcast_convert_type(x, jnp.uint32) ^ sign
+    return jax.lax.bitcast_convert_type(number, jnp.float32)
 
 
 def _round(

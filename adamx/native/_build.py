@@ -16,13 +16,14 @@ from typing import Any
 
 import jax
 
-# No contraction: a product is rounded before it is added, on every machine. GCC's PRE
-# makes of two conditions a third that its vectoriser does not know.
+# No contraction: a product is rounded before it is added, on every machine.
 _FLAGS = (
     *("-O3", "-shared", "-fPIC", "-std=gnu11", "-w"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
-    "-fno-tree-pre",
 )
+# Its PRE makes of two conditions a third that its vectoriser does not know; and of a
+# choice that depends on another it makes paths, which are all computed in the end.
+_FLAGS_OF_GCC = ("-fno-tree-pre", "-fno-thread-jumps")
 _loaded: dict[str, Any] = {}
 _lock = threading.Lock()
 
@@ -80,10 +81,14 @@ def _machine() -> str:
             line for line in lines if line.lower().startswith(("flags", "feat"))
         ]
         processor += "".join(features[:1])
-    command = _command()
-    version = _run([*command, "--version"]).stdout
-    parts = (platform.machine(), processor, version, *command[1:], *_flags())
+    parts = (platform.machine(), processor, _version(), *_command()[1:], *_flags())
     return "\n".join(parts)
+
+
+@functools.cache
+def _version() -> str:
+    """What the compiler says of itself."""
+    return _run([*_command(), "--version"]).stdout
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -96,7 +101,8 @@ def _flags() -> tuple[str, ...]:
         if platform.machine() in ("arm64", "aarch64")
         else "-march=native"
     )
-    return (*_FLAGS, tuned, *os.environ.get("ADAMX_CFLAGS", "").split())
+    own = () if "clang" in _version() else _FLAGS_OF_GCC
+    return (*_FLAGS, *own, tuned, *os.environ.get("ADAMX_CFLAGS", "").split())
 
 
 def target_of(text: str) -> str | None:

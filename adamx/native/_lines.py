@@ -16,9 +16,11 @@ def computed(region: Region, names: dict[Value, str], *, is_blocked: bool) -> li
     def name(operand: Operand) -> str:
         if isinstance(operand, Value):
             return names[operand]
-        return operations.literal(operand.value, operand.dtype)
+        text = operations.literal(operand.value, operand.dtype)
+        return limits.get((operand.dtype, text), text)
 
     lines = []
+    limits = limits_of(region)
 
     def define(output: Value, text: str) -> None:
         names[output] = f"t{len(names)}"
@@ -38,6 +40,13 @@ def computed(region: Region, names: dict[Value, str], *, is_blocked: bool) -> li
                 continue
             if is_position(output):
                 define(output, "place + (uint32_t)j" if is_blocked else "(uint32_t)i")
+                continue
+            step = _step_of_places(output) if is_blocked else None
+            if step is not None:
+                define(output, f"p{step}[j] + place * {step}u")
+                continue
+            if _is_never(output):
+                define(output, "0")
                 continue
             given = [name(x) for x in inputs]
             if output in roots:
@@ -63,6 +72,68 @@ def computed(region: Region, names: dict[Value, str], *, is_blocked: bool) -> li
             else:
                 define(output, text)
     return lines
+
+
+def steps_of_places(region: Region) -> list[int]:
+    """What an element's place in its array is multiplied by."""
+    outputs = [output for node in region.nodes for output in node.outputs]
+    steps = {_step_of_places(output) for output in outputs} - {None}
+    return sorted(step for step in steps if step is not None)
+
+
+def _step_of_places(value: Value) -> int | None:
+    if not is_made_by(value, "mul"):
+        return None
+    for place, step in itertools.permutations(_inputs(value)):
+        if is_position(place) and isinstance(step, Number):
+            return int(step.value)
+    return None
+
+
+def _is_never(value: Value) -> bool:
+    """Whether it is x = 0 of an x that is above 0, or NaN: sqrt(y) + eps."""
+    if not is_made_by(value, "eq"):
+        return False
+    x, other = _inputs(value)
+    if not isinstance(other, Number) or other.value != 0 or not is_made_by(x, "add"):
+        return False
+    return any(
+        is_made_by(root, "sqrt") and isinstance(eps, Number) and eps.value >= 2.0**-126
+        for root, eps in itertools.permutations(_inputs(x))
+    )
+
+
+def limits_of(region: Region) -> dict[tuple[str, str], str]:
+    """Numbers of which the smaller or the larger is taken, and their names in C.
+
+    By dtype and literal. GCC turns a comparison with a number that it knows around, and
+    no longer sees that with what follows it is one instruction.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for node in region.nodes:
+        if node.name != "select_n" or len(node.inputs) != 3:
+            continue
+        choice, *others = node.inputs
+        if not any(is_made_by(choice, name) for name in ("lt", "gt")):
+            continue
+        compared = [_limit(x) for x in _inputs(choice)]
+        for limit in map(_limit, others):
+            if limit is not None and limit in compared:
+                found.setdefault(limit, f"limit{len(found)}")
+    return found
+
+
+def _limit(operand: Operand) -> tuple[str, str] | None:
+    """The dtype and the text of a number of floating point."""
+    if is_made_by(operand, "broadcast_in_dim"):
+        (operand,) = _inputs(operand)
+    if not isinstance(operand, Number) or operand.dtype not in ("float32", "float64"):
+        return None
+    return operand.dtype, operations.literal(operand.value, operand.dtype)
+
+
+def _inputs(value: Any) -> Sequence[Operand]:
+    return value.node.inputs
 
 
 def _cut_when_written(region: Region) -> set[Value]:

@@ -5,9 +5,16 @@ import functools
 import importlib.resources
 from collections.abc import Sequence
 
+from adamx.native import _operations as operations
 from adamx.native._graph import Value
-from adamx.native._lines import SHARES, computed, shared_roots
-from adamx.native._loops import Parts, reading, stored
+from adamx.native._lines import (
+    SHARES,
+    computed,
+    limits_of,
+    shared_roots,
+    steps_of_places,
+)
+from adamx.native._loops import BLOCK, Parts, reading, stored
 from adamx.native._regions import Region
 from adamx.native._sums import reduces
 
@@ -39,6 +46,15 @@ def source_of(region: Region) -> Source:
     kinds += ["column" for _ in region.columns]
     for i, (value, kind) in enumerate(zip(region.reads, kinds, strict=True)):
         names[value] = parts.read(i, value, kind)
+    for (dtype, text), name in limits_of(region).items():
+        kind = operations.variable_type(dtype)
+        parts.once.append(f"volatile {kind} v_{name} = {text};")
+        parts.once.append(f"const {kind} {name} = v_{name};")
+    for step in steps_of_places(region) if parts.is_blocked else ():
+        parts.once.append(f"uint32_t p{step}[{BLOCK}];")
+        parts.once.append(
+            f"for (int j = 0; j < {BLOCK}; j++) p{step}[j] = {step}u * j;"
+        )
     parts.lines += computed(region, names, is_blocked=parts.is_blocked)
     write = reduces if region.reductions else _writes
     text = _joined(
