@@ -10,6 +10,9 @@ from adamx.native._regions import Region
 # Elements of a block: what is made before it is reduced, or in 32 bits before it is
 # written in 8, in the fastest cache. Loops that do one thing are vectorised.
 BLOCK = 512
+# So many elements ahead, a reduction of codes asks for what it will read. A processor
+# does so of its own accord, but not beyond a page of memory.
+AHEAD = 8 * BLOCK
 
 _ROW = [
     "for (int64_t r = begin; r < end; r++) {",
@@ -40,6 +43,11 @@ class Parts:
         held = [*self.region.arrays, *self.region.results]
         return bool(self.region.reductions) or any(map(is_byte, held))
 
+    @property
+    def asks_ahead(self) -> bool:
+        """Whether it computes about as long as it waits for what it reads."""
+        return bool(self.region.reductions) and any(map(is_byte, self.region.arrays))
+
     def read(self, i: int, value: Value, kind: str) -> str:
         """Declares an array; the name of its element."""
         kept = stored(value)
@@ -54,6 +62,10 @@ class Parts:
             return f"a{i}"
         self.by_block.append(f"const {kept}* x{i} = in{i} + {start} + from;")
         place = f"x{i}[j]"
+        if kind == "array" and self.asks_ahead:
+            line = f"__builtin_prefetch((const char*)(x{i} + {AHEAD}) + j, 0, 2);"
+            size = f"{BLOCK} * (int)sizeof({kept})"
+            self.by_block.append(f"for (int j = 0; j < {size}; j += 64) {line}")
         if kind == "array" and is_byte(value):
             self.once.append(f"{operations.variable_type(value.dtype)} n{i}[{BLOCK}];")
             self.by_block.append(f"for (int j = 0; j < n; j++) n{i}[j] = {place};")
