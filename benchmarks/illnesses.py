@@ -5,13 +5,15 @@ were used for no threshold: in one layer, or in all. Behind 500 steps the cause 
 away, and the run goes on for 500 more: the finding must be gone. Then runs of sound
 optimizers, which must have none.
 
-    python benchmarks/illnesses.py                      # half an hour
+    python benchmarks/illnesses.py --jobs 2             # an hour; a process by model
     python benchmarks/illnesses.py --model hidden       # the one for setting it up
     python benchmarks/illnesses.py --only dead eps --write benchmarks/ILLNESSES.md
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
+import multiprocessing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -290,29 +292,48 @@ def confusion(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     return ["planted", "found", *kinds], lines
 
 
+def judge_model(
+    seed: int, model: str, chosen: Sequence[str], is_quick: bool
+) -> tuple[list[Outcome], list[list[str]]]:
+    """All runs of one model: outcomes, and rows of sound runs."""
+    run = prepared(PATIENTS[model]())
+    outcomes, well = [], []
+    for name in [name for name in chosen if name != "well"]:
+        strengths = ILLNESSES[name].strengths
+        for strength in strengths[:1] if is_quick else strengths:
+            outcomes.append(fall_ill(name, strength, run, seed))
+            print(" | ".join(row(outcomes[-1])), flush=True)
+    if "well" in chosen:
+        names = list(optimizers(1.0))
+        for name in names[:1] if is_quick else names:
+            found = be_well(name, run, seed=10 + seed)
+            well.append([name, model_name(run), text(sorted(found))])
+            print(" | ".join(well[-1]), flush=True)
+    return outcomes, well
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", choices=PATIENTS, default=None)
     parser.add_argument("--only", nargs="+", choices=[*ILLNESSES, "well"], default=None)
     parser.add_argument("--quick", action="store_true", help="one strength")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--write", type=Path, help="a file for the tables")
     options = parser.parse_args(arguments)
     models = options.model or ["convolutions", "recurrent"]
     chosen = options.only or [*ILLNESSES, "well"]
-    runs = {model: prepared(PATIENTS[model]()) for model in models}
-    outcomes, well = [], []
-    for name in [name for name in chosen if name != "well"]:
-        strengths = ILLNESSES[name].strengths
-        for strength in strengths[:1] if options.quick else strengths:
-            for i, run in enumerate(runs.values()):
-                outcomes.append(fall_ill(name, strength, run, seed=i))
-                print(" | ".join(row(outcomes[-1])), flush=True)
-    for i, run in enumerate(runs.values()) if "well" in chosen else ():
-        names = list(optimizers(1.0))
-        for name in names[:1] if options.quick else names:
-            found = be_well(name, run, seed=10 + i)
-            well.append([name, model_name(run), text(sorted(found))])
-            print(" | ".join(well[-1]), flush=True)
+    jobs = [(i, model, chosen, options.quick) for i, model in enumerate(models)]
+    columns = list(zip(*jobs, strict=True))
+    if options.jobs > 1:
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(options.jobs, spawn) as pool:
+            found = list(pool.map(judge_model, *columns))
+    else:
+        found = list(map(judge_model, *columns))
+    # By cause and strength, one model beside the other.
+    by_model = [outcomes for outcomes, _ in found]
+    outcomes = [o for group in zip(*by_model, strict=True) for o in group]
+    well = [line for _, lines in found for line in lines]
     tables = [f"{step_time.device_name()}; {step_time.versions()}"]
     if outcomes:
         tables.append(show("Planted illnesses", HEAD, [row(o) for o in outcomes]))
