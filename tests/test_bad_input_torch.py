@@ -119,7 +119,7 @@ BAD = {
         saved(),
         {"optimizer": "SGD"},
         ValueError,
-        r"is of, Adam, got 'SGD'",
+        r"is of, Adam or AdamW, got 'SGD'",
     ),
     "no class": (
         saved(),

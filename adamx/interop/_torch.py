@@ -166,7 +166,7 @@ def params_from_torch(
     check_tensors("model", model)
     place = Placement({k: shape_of(x) for k, x in model.items()}, params, name_map)
     place.check("`model`")
-    arrays = {p.path: p.forth(as_numpy(model[k])) for k, p in place.placed.items()}
+    arrays = {p.path: p.forth(as_numpy(k, model[k])) for k, p in place.placed.items()}
     leaves = _tree.leaves_by_path(params)
-    placed = [put(arrays[path], like, like) for path, like in leaves.items()]
+    placed = [put(path, arrays[path], like, like) for path, like in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(params), placed)

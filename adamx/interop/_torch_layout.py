@@ -26,6 +26,9 @@ _WEIGHTS = ("kernel", "scale", "embedding")
 # Of torch's BatchNorm; nothing in JAX counts it.
 _IGNORED = re.compile(r"(^|\.)num_batches_tracked$")
 
+# What wrappers put before names.
+_WRAPPED = re.compile(r"^((module|_orig_mod|_fsdp_wrapped_module)\.)+")
+
 NameMap = Mapping[str, Any] | Callable[[str], Any] | None
 
 
@@ -134,6 +137,12 @@ class Placement:
             for path in self.targets or ():
                 if path not in owners:
                     self._add("missing", f"'{path}'")
+        if "extra" in self.problems and all(map(_WRAPPED.match, shapes)):
+            self._add(
+                "extra",
+                "all begin as DistributedDataParallel or torch.compile names them: "
+                f"name_map={{{_WRAPPED.pattern!r}: ''}}",
+            )
 
     def _add(self, kind: str, text: str) -> None:
         self.problems.setdefault(kind, []).append(text)
@@ -154,7 +163,9 @@ class Placement:
             axes = self._axes(name, path, rank)
         if axes is not None and shape is not None and len(axes) != len(shape):
             self._add(
-                "mis-shaped", f"'{name}' {shape} has not the {len(axes)} axes {axes}"
+                "mis-shaped",
+                f"'{name}' {shape} has not the {len(axes)} axes {axes} of '{path}'; "
+                "split or reshape it before, and its moments",
             )
             return Placed(path, None)
         placed = Placed(path, axes)
@@ -222,6 +233,8 @@ class Placement:
         hint = ""
         if sorted(shape) == sorted(want):
             hint = "; other axes fit: give (path, permutation)"
+        elif np.prod(shape) == np.prod(want):
+            hint = "; reshape it before, and its moments"
         self._add(
             "mis-shaped",
             f"'{name}' {shape}, {how} {got} -> '{placed.path}' {want}{hint}",

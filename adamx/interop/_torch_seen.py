@@ -194,7 +194,9 @@ class _Seen:
             if key in self.like:
                 group[key] = self.like[key]
         recipe_of(kind, group)  # it must be one that comes back
-        return Found(kind, group, state if self._steps(own) else {})
+        # SGD of a state_dict has a sum, though no steps are known.
+        has_begun = self._steps(own) or np.any(state.get("momentum_buffer", 0.0))
+        return Found(kind, group, state if has_begun else {})
 
     def _rate_kind(self) -> str:
         kinds = [kind for kind in _RATES if kind in self.scalars]
