@@ -286,3 +286,34 @@ def test_a_momentum_goes_back_before_a_step_here(dampening):
     back = to_torch(state, PARAMS, names=NAMES, like=state_dict, as_numpy=True)
     assert back["state"][1]["momentum_buffer"].tolist() == [2.0] * 3
     assert back["param_groups"][0]["dampening"] == dampening
+
+
+def test_a_b2_that_changed_does_not_go_back_as_one_that_did_not():
+    """PyTorch corrects by 1 - b^t of the present b, whatever stood before."""
+    tx = adamx.adamw(0.1, b2=lambda step: jnp.where(step < 3, 0.9, 0.999))
+    state = tx.init(PARAMS)
+    for _ in range(6):
+        _, state = tx.update(PARAMS, state, PARAMS)
+    with pytest.raises(
+        ValueError, match=r"bias correction of nu of 0\.27.*b has chang"
+    ):
+        to_torch(state, PARAMS, names=NAMES, as_numpy=True)
+    tx = adamx.adamw(0.1, b2=lambda step: 0.9)
+    _, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    back = to_torch(state, PARAMS, names=NAMES, as_numpy=True)
+    assert back["param_groups"][0]["betas"] == (0.9, 0.9)
+
+
+def test_a_kernel_of_what_is_no_weight_is_asked_for_where_both_ways_fit():
+    """W of x @ W lies as a kernel does; the weight of a Linear does not."""
+    x, like = np.arange(4.0).reshape(2, 2), {"d": {"kernel": jnp.zeros((2, 2))}}
+    with pytest.raises(ValueError, match=r"'W' -> 'd/kernel' fits .*\(0, 1\)\) or"):
+        params_from_torch({"W": x}, like, {"W": "d.kernel"})
+    for axes in ((0, 1), (1, 0)):
+        found = params_from_torch({"W": x}, like, {"W": ("d.kernel", axes)})
+        np.testing.assert_array_equal(found["d"]["kernel"], x.transpose(axes))
+    found = params_from_torch({"weight_ih": x}, like, {"weight_ih": "d.kernel"})
+    np.testing.assert_array_equal(found["d"]["kernel"], x.T)
+    like = {"d": {"kernel": jnp.zeros((3, 2))}}
+    found = params_from_torch({"W": np.ones((2, 3))}, like, {"W": "d.kernel"})
+    assert found["d"]["kernel"].shape == (3, 2)

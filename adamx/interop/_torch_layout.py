@@ -6,7 +6,8 @@
     norm.weight (16,)          LayerNorm   norm/scale       (16,)         as it is
 
 Axes follow from the name that a tensor has in the tree and from its rank, never from
-its shape alone: a square Linear fits both ways, and one of them is wrong.
+its shape alone: a square Linear fits both ways, and one of them is wrong. A kernel of
+what is no `weight` there is asked for where both fit.
 """
 
 import re
@@ -216,13 +217,25 @@ class Placement:
         if ours == theirs or ours in _AS_THEY_ARE:
             return None
         if ours in _INPUT_FIRST and rank in _AXES:
-            return _AXES[rank]
+            axes = _AXES[rank]
+            if "weight" not in name and self._fits_both_ways(path, axes):
+                self._add(
+                    "ambiguous",
+                    f"'{name}' -> '{path}' fits with its own axes and as a Linear's "
+                    f"weight: give ('{path}', {tuple(range(rank))}) or "
+                    f"('{path}', {axes})",
+                )
+            return axes
         self._add(
             "ambiguous",
             f"'{name}' -> '{path}': no rule for the {rank} axes of '{ours}'; give "
             f"('{path}', permutation)",
         )
         return None
+
+    def _fits_both_ways(self, path: str, axes: tuple[int, ...]) -> bool:
+        want = (self.targets or {}).get(path)
+        return want is not None and Placed(path, axes).shape(want) == want
 
     def _check_shape(self, name: str, shape: tuple[int, ...], placed: Placed) -> None:
         assert self.targets is not None
