@@ -317,3 +317,10 @@ def test_a_kernel_of_what_is_no_weight_is_asked_for_where_both_ways_fit():
     like = {"d": {"kernel": jnp.zeros((3, 2))}}
     found = params_from_torch({"W": np.ones((2, 3))}, like, {"W": "d.kernel"})
     assert found["d"]["kernel"].shape == (3, 2)
+
+
+def test_like_of_another_class():
+    state = adamx.adamw(0.1).init(PARAMS)
+    with pytest.raises(ValueError, match=r"`like` must be of AdamW, .* group of SGD"):
+        to_torch(state, PARAMS, names=NAMES, like=saved(SGD), as_numpy=True)
+    to_torch(state, PARAMS, names=NAMES, like=adams(), as_numpy=True)

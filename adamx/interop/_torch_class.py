@@ -91,6 +91,11 @@ def class_of(
     return found[0]
 
 
+def classes_of(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes that a group may be of by its arguments; none: not known."""
+    return _found(group, set(), bool(_foreign(group)))
+
+
 def _bitsandbytes(optimizer: str | None, names: set[str]) -> str:
     if optimizer not in EIGHT_BIT or (names and "state2" not in names):
         raise ValueError(

@@ -11,6 +11,7 @@ from adamx import _tree, moments
 from adamx._types import PyTree
 from adamx.interop._convert import PARTS, split_field
 from adamx.interop._names import Entry, as_array, entries
+from adamx.interop._torch_class import classes_of
 from adamx.interop._torch_read import MOMENTS
 from adamx.interop._torch_rules import recipe_of
 
@@ -194,10 +195,20 @@ class _Seen:
         for key in ("dampening", "nesterov", "maximize"):
             if key in self.like:
                 group[key] = self.like[key]
+        self._check_like(kind)
         recipe_of(kind, group)  # it must be one that comes back
         # SGD of a state_dict has a sum, though no steps are known.
         has_begun = self._steps(own) or np.any(state.get("momentum_buffer", 0.0))
         return Found(kind, group, state if has_begun else {})
+
+    def _check_like(self, kind: str) -> None:
+        """Raises where `like` is of another class, which would begin anew."""
+        there = classes_of(self.like)
+        if there and kind not in there and {kind, *there} != {"Adam", "AdamW"}:
+            raise ValueError(
+                f"`like` must be of {kind}, as the state of '{self.path}' is, got a "
+                f"group of {' or '.join(there)}; make that optimizer in PyTorch."
+            )
 
     def _rate_kind(self) -> str:
         kinds = [kind for kind in _RATES if kind in self.scalars]
