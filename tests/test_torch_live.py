@@ -148,6 +148,7 @@ def test_safetensors(dtype, tmp_path):
     assert found.params["dense"]["kernel"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_damaged_files_are_refused(is_zip, tmp_path):
     """What damage leads to in the reader is of any kind: ours is one."""
