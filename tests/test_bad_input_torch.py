@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import adamx
@@ -119,7 +120,7 @@ BAD = {
         saved(),
         {"optimizer": "SGD"},
         ValueError,
-        r"is of, Adam, got 'SGD'",
+        r"is of, Adam or AdamW, got 'SGD'",
     ),
     "no class": (
         saved(),
@@ -304,7 +305,7 @@ BACK = {
     "the maximum of nu_hat": (adamx.amsgrad(0.1), r"maximum_of='nu'"),
     "no corrections": (
         adamx.amsgrad(0.1, bias_correction_mu=False, bias_correction_nu=False),
-        r"AMSGrad without bias corrections",
+        r"a bias correction of mu of 1 after 0 steps, .*or it is off",
     ),
     "eps inside RMSProp's root": (adamx.rmsprop(0.1), r"eps_in_sqrt=False"),
     "RMSProp with a correction": (
@@ -319,6 +320,10 @@ BACK = {
     "two optimizers": (
         adamx.stages([(adamx.adam(0.1), 3), (adamx.adam(0.1), None)]),
         r"one optimizer for 'dense/bias', got several",
+    ),
+    "a clipped update": (
+        optax.chain(adamx.clip_by_update_rms(1.0), adamx.adam(0.1)),
+        r"got clip_by_update_rms",
     ),
     "a decay apart": (
         adamx.adamw(0.1, independent_decay=True),

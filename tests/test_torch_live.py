@@ -146,3 +146,83 @@ def test_safetensors(dtype, tmp_path):
     found = convert_torch(load_torch(path), name_map={"weight": "kernel"})
     assert str(found.params["dense"]["kernel"].dtype) == str(dtype).split(".")[1]
     assert found.params["dense"]["kernel"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_damaged_files_are_refused(is_zip, tmp_path):
+    """What damage leads to in the reader is of any kind: ours is one."""
+    path, rng = tmp_path / "run.pt", np.random.default_rng(0)
+    saved = {"model": torch.nn.Linear(2, 2).state_dict()}
+    torch.save(saved, path, _use_new_zipfile_serialization=is_zip)
+    whole = path.read_bytes()
+    messages = []
+    for i in range(60):
+        part = bytearray(whole[: rng.integers(len(whole))] if i % 2 else whole)
+        for _ in range(5 * (i % 2 == 0)):
+            part[rng.integers(min(len(part), 800))] = rng.integers(256)
+        path.write_bytes(bytes(part))
+        try:
+            load_torch(path)
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 30
+    assert all(text.startswith("`path` must be a file") for text in messages)
+
+
+def test_damaged_safetensors_are_refused(tmp_path):
+    files = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
+    path = tmp_path / "weights.safetensors"
+    files.save_file({"a": torch.ones(3)}, path)
+    whole = path.read_bytes()
+    for size in (0, 5, 30, len(whole) - 2):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"must be a file of safetensors, got"):
+            load_torch(path)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.eye(2).to_sparse(),
+        torch.ones(2, 2, device="meta"),
+    ],
+    ids=["sparse", "meta"],
+)
+def test_tensors_without_plain_numbers_are_named(x):
+    like = {"a": jnp.zeros((2, 2))}
+    with pytest.raises(ValueError, match=r"'a' must be a dense tensor of plain"):
+        params_from_torch({"a": x}, like)
+
+
+def test_views_are_read_as_what_they_show():
+    x = (torch.arange(4.0).reshape(2, 2) + 1j).conj()
+    like = {"a": jnp.zeros((2, 2), jnp.complex64)}
+    np.testing.assert_array_equal(
+        params_from_torch({"a": x}, like)["a"], x.resolve_conj().numpy()
+    )
+    for y in (x.imag, torch.arange(8.0).reshape(2, 4)[:, ::2], torch.eye(2).T):
+        like = {"a": jnp.zeros((2, 2))}
+        np.testing.assert_array_equal(
+            params_from_torch({"a": y}, like)["a"], y.resolve_neg().numpy()
+        )
+
+
+@pytest.mark.parametrize("is_flipped", [False, True])
+def test_a_transposed_convolution(is_flipped):
+    import flax.linen
+
+    there = torch.nn.ConvTranspose1d(3, 3, 2, stride=2)
+    here = flax.linen.ConvTranspose(
+        3, (2,), (2,), padding="VALID", transpose_kernel=not is_flipped
+    )
+    x = np.random.default_rng(0).normal(size=(1, 3, 4)).astype(np.float32)
+    like = here.init(jax.random.key(0), x.transpose(0, 2, 1))["params"]
+    model, rules = there.state_dict(), None
+    if is_flipped:
+        model["weight"] = model["weight"].flip(2)
+        rules = {"weight": ("kernel", (2, 0, 1))}
+    params = params_from_torch(model, like, rules)
+    y = here.apply({"params": params}, x.transpose(0, 2, 1))
+    expected = there(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(y.transpose(0, 2, 1), expected, atol=1e-6)

@@ -45,7 +45,9 @@ def from_torch(
     the tree does not have is its `kernel`, `scale` or `embedding`. With which axes: a
     kernel is transposed (Linear), or OIHW -> HWIO (Conv2d) and likewise for 1 and 3
     dimensions; what has the same name on both sides, embeddings, scales and biases are
-    taken as they are. A shape never decides.
+    taken as they are. A shape never decides. A ConvTranspose goes as a Conv, as Flax's
+    with transpose_kernel=True has it; without, Flax has it unflipped: flip the tensor
+    and its moments before, and give its permutation, (2, 3, 0, 1).
 
     Args:
       state_dict: `optimizer.state_dict()`, of tensors or of NumPy arrays.
@@ -53,17 +55,19 @@ def from_torch(
       name_map: dict from regular expressions to replacements as `re.sub` takes them,
         applied one after another, r"^layers\.(\d+)\.": r"layers_\1."; or a function
         from torch's name to the path, as it is. A replacement may be a pair (path,
-        permutation of torch's axes), as where a ConvTranspose has no rule; None leaves
-        a tensor out. None: names alone.
+        permutation of torch's axes); None leaves a tensor out. None: names alone.
       names: the parameters' names in the optimizer's order: a list (or
         `model.named_parameters()`), a list of lists by group, or the model's
         state_dict() for one group. None: those in the state_dict, where it has them.
       optimizer: the class, "AdamW", where the state_dict does not tell: Adam or AdamW
-        with a decay of older versions; RAdam or Adamax before a step; bitsandbytes.
+        with a decay of older versions; RAdam or Adamax before a step; bitsandbytes; an
+        optimizer from elsewhere with the steps of that class.
       learning_rate: a number or schedule in the place of torch's present one, or a list
         by group; a schedule goes on at the step that is reached.
-      untrained: "error" where a parameter here has no counterpart; or "freeze".
-      step: the steps taken, for SGD, which does not count them; None: the state's.
+      untrained: "error" where a parameter here has no counterpart; or "freeze", which
+        freezes it, and what has no state there where others have one.
+      step: the steps taken, for SGD, which does not count them: needed where
+        `learning_rate` is a schedule. None: the state's.
 
     Returns:
       The state.
@@ -166,7 +170,7 @@ def params_from_torch(
     check_tensors("model", model)
     place = Placement({k: shape_of(x) for k, x in model.items()}, params, name_map)
     place.check("`model`")
-    arrays = {p.path: p.forth(as_numpy(model[k])) for k, p in place.placed.items()}
+    arrays = {p.path: p.forth(as_numpy(k, model[k])) for k, p in place.placed.items()}
     leaves = _tree.leaves_by_path(params)
-    placed = [put(arrays[path], like, like) for path, like in leaves.items()]
+    placed = [put(path, arrays[path], like, like) for path, like in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(params), placed)

@@ -12,17 +12,24 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-from adamx import _checks
+from adamx import _checks, _tree
 from adamx._printed import Printed
 from adamx._types import GradientTransformation, PyTree
 from adamx.interop._torch import params_from_torch
 from adamx.interop._torch_layout import NameMap, Placement
 from adamx.interop._torch_plan import Plan, state_of
-from adamx.interop._torch_read import as_numpy, check_tensors, shape_of
+from adamx.interop._torch_read import as_numpy, check_tensors, has_names, shape_of
 
 _RULES = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 _MODELS = ("model", "model_state_dict", "state_dict", "module")
-_OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optim", "optimizer_state")
+_OPTIMIZERS = (
+    "optimizer",
+    "optimizer_state_dict",
+    "optim",
+    "optimizer_state",
+    "optimizer_states",
+    "optimizers",
+)
 
 
 def load_torch(path: str | os.PathLike[str]) -> Any:
@@ -56,11 +63,11 @@ def load_torch(path: str | os.PathLike[str]) -> Any:
         raise ImportError(
             f"'{path}' needs PyTorch to be read: pip install 'adamx[torch]'."
         ) from error
-    import pickle
-
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # what damage leads to is of any kind
         raise ValueError(
             f"`path` must be a file of tensors, numbers, text, lists and dicts, got "
             f"'{path}', which is damaged or holds other objects; it was not run. Save "
@@ -77,6 +84,11 @@ def _safetensors(path: pathlib.Path) -> dict[str, Any]:
         ) from error
     try:
         return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"`path` must be a file of safetensors, got '{path}', which is damaged or "
+            "something else; save it with safetensors.torch.save_file."
+        ) from error
     except (TypeError, KeyError, AttributeError):  # bfloat16, which NumPy has not
         import safetensors.torch
 
@@ -95,6 +107,7 @@ class TorchRun(Printed):
       code: makes `tx`; "" where there is none.
       rows: for each tensor its name, shape, path, shape there, group.
       groups: for each group its label and code.
+      notes: what is to be looked at.
     """
 
     params: PyTree
@@ -104,6 +117,7 @@ class TorchRun(Printed):
     code: str
     rows: tuple[tuple[str, str, str, str, str], ...]
     groups: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
@@ -120,6 +134,7 @@ class TorchRun(Printed):
         if self.code:
             # Not folded: it is to be copied.
             yield Text(f"tx = {self.code}", no_wrap=True, overflow="ignore")
+        yield from map(Text, self.notes)
 
 
 def convert_torch(
@@ -140,8 +155,8 @@ def convert_torch(
 
     Args:
       checkpoint: {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
-        also under the names model_state_dict, state_dict, optimizer_state_dict, optim;
-        or one of the two alone.
+        also under the names model_state_dict, state_dict, optimizer_state_dict, optim,
+        optimizer_states (of Lightning, a list of one); or one of the two alone.
       params: the parameters here, or their shapes; None: a tree is made of the names,
         in which a `weight` of two axes must be mapped to a kernel or an embedding.
       name_map, names, optimizer, learning_rate, untrained, step: see `from_torch`.
@@ -173,9 +188,8 @@ def convert_torch(
         place = Placement(shapes, params, name_map)
     if state_dict is None:
         return TorchRun(made, None, None, step or 0, "", _rows(place, model, None), ())
-    if names is None and model is not None:
-        known = all("param_names" in g for g in state_dict["param_groups"])
-        names = None if known else model
+    if names is None and model is not None and not has_names(state_dict):
+        names = model
     plan = Plan(
         state_dict,
         params,
@@ -194,6 +208,16 @@ def convert_torch(
         code=plan.code,
         rows=_rows(place, model, plan),
         groups=tuple((group.label, group.code) for group in plan.groups),
+        notes=_notes(plan, untrained),
+    )
+
+
+def _notes(plan: Plan, untrained: str) -> tuple[str, ...]:
+    if not plan.untouched or untrained == "freeze":
+        return ()
+    return (
+        f"Not trained there so far, but from now on here: {_tree.some(plan.untouched)}."
+        " Were they frozen? untrained='freeze' freezes them.",
     )
 
 
@@ -209,17 +233,24 @@ def _parts(checkpoint: Any) -> tuple[Any, Any]:
         return None, checkpoint
     if all(hasattr(x, "shape") for x in checkpoint.values()) and checkpoint:
         return checkpoint, None
-    found = [
+    model, optimizer = (
         next((checkpoint[k] for k in keys if k in checkpoint), None)
         for keys in (_MODELS, _OPTIMIZERS)
+    )
+    if isinstance(optimizer, (list, tuple)) and len(optimizer) == 1:
+        optimizer = optimizer[0]
+    unread = [
+        str(key)
+        for key, part in checkpoint.items()
+        if optimizer is None and isinstance(part, Mapping) and "param_groups" in part
     ]
-    if found == [None, None]:
+    if unread or (model is None and optimizer is None):
         raise ValueError(
             "`checkpoint` must have a part 'model' or 'optimizer', got "
             f"{', '.join(map(str, checkpoint))}; pass them under these names: "
             "{'model': ..., 'optimizer': ...}."
         )
-    return found[0], found[1]
+    return model, optimizer
 
 
 def _tree_of(model: Mapping[str, Any] | None, name_map: NameMap) -> PyTree:
@@ -238,7 +269,7 @@ def _tree_of(model: Mapping[str, Any] | None, name_map: NameMap) -> PyTree:
         node = tree
         for head in heads:
             node = node.setdefault(head, {})
-        x = placed.forth(as_numpy(model[name]))
+        x = placed.forth(as_numpy(name, model[name]))
         node[last] = x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
     return tree
 

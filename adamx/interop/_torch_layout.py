@@ -6,7 +6,8 @@
     norm.weight (16,)          LayerNorm   norm/scale       (16,)         as it is
 
 Axes follow from the name that a tensor has in the tree and from its rank, never from
-its shape alone: a square Linear fits both ways, and one of them is wrong.
+its shape alone: a square Linear fits both ways, and one of them is wrong. A kernel of
+what is no `weight` there is asked for where both fit.
 """
 
 import re
@@ -25,6 +26,9 @@ _AXES = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}
 _WEIGHTS = ("kernel", "scale", "embedding")
 # Of torch's BatchNorm; nothing in JAX counts it.
 _IGNORED = re.compile(r"(^|\.)num_batches_tracked$")
+
+# What wrappers put before names.
+_WRAPPED = re.compile(r"^((module|_orig_mod|_fsdp_wrapped_module)\.)+")
 
 NameMap = Mapping[str, Any] | Callable[[str], Any] | None
 
@@ -134,6 +138,12 @@ class Placement:
             for path in self.targets or ():
                 if path not in owners:
                     self._add("missing", f"'{path}'")
+        if "extra" in self.problems and all(map(_WRAPPED.match, shapes)):
+            self._add(
+                "extra",
+                "all begin as DistributedDataParallel or torch.compile names them: "
+                f"name_map={{{_WRAPPED.pattern!r}: ''}}",
+            )
 
     def _add(self, kind: str, text: str) -> None:
         self.problems.setdefault(kind, []).append(text)
@@ -154,7 +164,9 @@ class Placement:
             axes = self._axes(name, path, rank)
         if axes is not None and shape is not None and len(axes) != len(shape):
             self._add(
-                "mis-shaped", f"'{name}' {shape} has not the {len(axes)} axes {axes}"
+                "mis-shaped",
+                f"'{name}' {shape} has not the {len(axes)} axes {axes} of '{path}'; "
+                "split or reshape it before, and its moments",
             )
             return Placed(path, None)
         placed = Placed(path, axes)
@@ -205,13 +217,25 @@ class Placement:
         if ours == theirs or ours in _AS_THEY_ARE:
             return None
         if ours in _INPUT_FIRST and rank in _AXES:
-            return _AXES[rank]
+            axes = _AXES[rank]
+            if "weight" not in name and self._fits_both_ways(path, axes):
+                self._add(
+                    "ambiguous",
+                    f"'{name}' -> '{path}' fits with its own axes and as a Linear's "
+                    f"weight: give ('{path}', {tuple(range(rank))}) or "
+                    f"('{path}', {axes})",
+                )
+            return axes
         self._add(
             "ambiguous",
             f"'{name}' -> '{path}': no rule for the {rank} axes of '{ours}'; give "
             f"('{path}', permutation)",
         )
         return None
+
+    def _fits_both_ways(self, path: str, axes: tuple[int, ...]) -> bool:
+        want = (self.targets or {}).get(path)
+        return want is not None and Placed(path, axes).shape(want) == want
 
     def _check_shape(self, name: str, shape: tuple[int, ...], placed: Placed) -> None:
         assert self.targets is not None
@@ -222,6 +246,8 @@ class Placement:
         hint = ""
         if sorted(shape) == sorted(want):
             hint = "; other axes fit: give (path, permutation)"
+        elif np.prod(shape) == np.prod(want):
+            hint = "; reshape it before, and its moments"
         self._add(
             "mis-shaped",
             f"'{name}' {shape}, {how} {got} -> '{placed.path}' {want}{hint}",

@@ -14,12 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx import _checks, _tree
-from adamx._types import GradientTransformationExtraArgs, PyTree
+from adamx._types import GradientTransformationExtraArgs, PyTree, dtype_of
 from adamx.compose import freeze, groups
 from adamx.compose._groups import DEFAULT
 from adamx.interop._names import Entry, entries
 from adamx.interop._torch_layout import NameMap, Placed, Placement, raise_problems
-from adamx.interop._torch_read import Param, read_state_dict, shape_of
+from adamx.interop._torch_read import (
+    SQUARES,
+    Param,
+    StateDict,
+    needed,
+    read_state_dict,
+    shape_of,
+)
 from adamx.interop._torch_rows import rules_for
 from adamx.interop._torch_rules import Recipe, recipe_of
 
@@ -55,6 +62,7 @@ class Plan:
     Attributes:
       groups: in the order of the rules; the last is the default where there are two.
       placed: by torch's name.
+      untouched: paths of what torch has not trained so far, though all else.
     """
 
     def __init__(
@@ -70,6 +78,8 @@ class Plan:
         step: int | None = None,
     ) -> None:
         _checks.check_choice("untrained", untrained, ("error", "freeze"))
+        if step is not None:
+            step = _checks.check_steps("step", step, minimum=0)
         found = read_state_dict(state_dict, names, optimizer)
         shapes: dict[str, tuple[int, ...] | None] = {
             p.name: next(map(shape_of, p.moments.values()), None) for p in found.params
@@ -81,6 +91,10 @@ class Plan:
             place.problems.pop("missing", None)
             taken = set(paths.values())
             frozen = [p for p in _tree.leaves_by_path(params) if p not in taken]
+        still = _untouched(found)
+        self.untouched = [paths[p.name] for p in still if p.name in paths]
+        if untrained == "freeze":
+            frozen += self.untouched
         dropped = [p.name for p in found.params if p.name not in paths]
         if dropped:
             place.problems.setdefault("extra", []).append(
@@ -90,6 +104,7 @@ class Plan:
         if "missing" in place.problems:
             place.problems["missing"][-1] += frozen_hint
         raise_problems("`state_dict`", place.problems)
+        _check_dtypes(found, paths, _tree.leaves_by_path(params))
         self.placed: dict[str, Placed] = place.placed
         recipes = [
             recipe_of(kind, group, _rate(learning_rate, i, len(found.groups)))
@@ -97,8 +112,8 @@ class Plan:
                 zip(found.kinds, found.groups, strict=True)
             )
         ]
-        self.rates = [float(recipe.numbers["lr"]) for recipe in recipes]
-        self.groups = _grouped(recipes, found.params, paths, frozen, step)
+        trained = [p for p in found.params if paths[p.name] not in frozen]
+        self.groups = _grouped(recipes, trained, paths, frozen, step)
 
     @property
     def step(self) -> int:
@@ -122,6 +137,22 @@ class Plan:
                 ")",
             ]
         )
+
+    def check_schedules(self) -> None:
+        """Raises where it is not known at which step a schedule goes on."""
+        for group in self.groups:
+            if group.recipe is None or group.step is not None:
+                continue
+            numbers = group.recipe.numbers
+            is_fresh = numbers.get("momentum") and not any(
+                param.moments for param in group.params
+            )
+            if callable(group.recipe.rate) and not is_fresh:
+                raise ValueError(
+                    f"`step` must be given: `learning_rate` is a schedule, and "
+                    f"{group.recipe.kind} does not count its steps; pass the steps "
+                    "taken, or step=0 to begin the schedule anew."
+                )
 
     def tx(self) -> GradientTransformationExtraArgs:
         """The transformation."""
@@ -156,9 +187,15 @@ def _grouped(
     for param in params:
         recipe = recipes[param.group]
         counted = recipe.kind not in ("SGD", "RMSprop")
-        sets.setdefault((param.group, param.step if counted else None), []).append(
-            param
-        )
+        # NAdam's product follows from the steps only while its b1 does not change.
+        key = (param.group, param.step if counted else None, param.mu_product)
+        sets.setdefault(key, []).append(param)
+        if counted and step not in (None, param.step):
+            raise ValueError(
+                f"`step` must be left out for {recipe.kind}, whose state_dict counts "
+                f"the steps, got {step} where '{param.name}' has taken {param.step}; "
+                "it is for SGD, which does not count."
+            )
         damped = recipe.numbers.get("dampening") and recipe.numbers["momentum"]
         if damped and "trace" not in param.moments:
             raise ValueError(
@@ -167,7 +204,7 @@ def _grouped(
                 "in PyTorch, or set dampening=0."
             )
     found: list[Group] = []
-    for (index, _), own in sets.items():
+    for (index, *_), own in sets.items():
         steps = [p.step for p in own if p.step is not None]
         taken = step if step is not None else max(steps, default=None)
         group = Group(
@@ -183,11 +220,46 @@ def _grouped(
     return [g._replace(label=x) for g, x in zip(found, labels, strict=True)]
 
 
+def _untouched(found: StateDict) -> list[Param]:
+    """What has no moments where its class keeps some, and others have them."""
+    if not any(p.moments for p in found.params):
+        return []
+    keeps = [
+        bool(needed(kind, group))
+        for kind, group in zip(found.kinds, found.groups, strict=True)
+    ]
+    return [p for p in found.params if keeps[p.group] and not p.moments]
+
+
+def _check_dtypes(
+    found: StateDict, paths: Mapping[str, str], leaves: Mapping[str, Any]
+) -> None:
+    """Raises where a parameter is complex and its moments are not, or else."""
+    problems = []
+    for param in found.params:
+        path = paths[param.name]
+        dtype = dtype_of(leaves[path])
+        is_complex = jnp.issubdtype(dtype, np.complexfloating)
+        if is_complex and found.kinds[param.group] != "SGD":
+            problems.append(f"complex: '{path}': {SQUARES}")
+        elif any(np.iscomplexobj(x) != is_complex for x in param.moments.values()):
+            problems.append(
+                f"mis-typed: '{path}' is {dtype}, the moments of "
+                f"'{param.name}' are {next(iter(param.moments.values())).dtype}"
+            )
+    if problems:
+        raise ValueError(
+            "`params` must be of the numbers that torch trained; nothing was "
+            "converted.\n  " + "\n  ".join(problems)
+        )
+
+
 # ------------------------------------------------------------------------- the state
 
 
 def state_of(plan: Plan, params: PyTree) -> PyTree:
     """The state of `plan.tx()` after what torch has done."""
+    plan.check_schedules()
     tx = plan.tx()
     template = jax.eval_shape(tx.init, params)
     # Scalars as init makes them, without the moments' memory.
@@ -206,7 +278,8 @@ def state_of(plan: Plan, params: PyTree) -> PyTree:
         path = entry.name.path
         if path:
             x = moments.get((entry.name.field, path))
-            arrays.append(put(x, entry.array, leaves.get(path)))
+            what = f"{entry.name.field} of {path}"
+            arrays.append(put(what, x, entry.array, leaves.get(path)))
         else:
             x = scalars[_label(entry)].get(entry.name.field)
             arrays.append(start if x is None else jnp.asarray(x, start.dtype))
@@ -220,13 +293,37 @@ def _label(entry: Entry) -> str:
     return ""
 
 
-def put(x: Any, like: Any, param: Any) -> jax.Array:
-    """An array in the form of another, where its parameter is; None: zeros."""
+def put(name: str, x: Any, like: Any, param: Any) -> jax.Array:
+    """An array in the form of another, where its parameter is; None: zeros.
+
+    Raises:
+      ValueError: the other form cannot hold its numbers.
+    """
     sharding = getattr(param, "sharding", None)
+    if x is not None:
+        _check_holds(name, x, np.dtype(like.dtype))
     # A copy: JAX may keep NumPy's memory, which is that of PyTorch, which writes to it.
     x = jnp.zeros(like.shape, like.dtype) if x is None else np.array(x)
     x = jnp.asarray(x, like.dtype)
     return x if sharding is None else jax.device_put(x, sharding)
+
+
+def _check_holds(name: str, x: np.ndarray, dtype: np.dtype) -> None:
+    """Raises where numbers would be cut to whole or real ones, or be infinite."""
+    kinds = (jnp.bool_, np.integer, np.floating, np.complexfloating)
+    old, new = (
+        next(i for i, kind in enumerate(kinds) if jnp.issubdtype(d, kind))
+        for d in (x.dtype, dtype)
+    )
+    is_lost = old > new
+    if not is_lost and old == new > 1 and dtype.itemsize < x.dtype.itemsize:
+        sizes = np.abs(x[np.isfinite(x)]).astype(np.float64)
+        is_lost = bool(sizes.size and sizes.max() > float(jnp.finfo(dtype).max))
+    if is_lost:
+        raise ValueError(
+            f"'{name}' must hold the tensor's numbers, which are {x.dtype} and do not "
+            f"fit {dtype}; make the parameter {x.dtype} (float64 needs jax_enable_x64)."
+        )
 
 
 def _correction(b: float, count: int) -> float:

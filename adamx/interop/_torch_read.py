@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx import _checks, _tree
-from adamx.interop._torch_rules import class_of
+from adamx.interop._torch_class import class_of, number
 
 # By class, torch's names of what is kept for a parameter, and ours.
 MOMENTS: dict[str, dict[str, str]] = {
@@ -33,6 +33,10 @@ MOMENTS: dict[str, dict[str, str]] = {
 for _name in ("AdamW", "NAdam", "RAdam", "SparseAdam"):
     MOMENTS[_name] = MOMENTS["Adam"]
 _OTHERS = ("step", "mu_product")
+SQUARES = (
+    "torch keeps squares of real and imaginary parts apart, here it is |g|^2; split "
+    "the parameter (torch.view_as_real) before"
+)
 _BUFFERS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
 _BLOCKS = (256, 2048, 4096)
 
@@ -69,11 +73,25 @@ class StateDict(NamedTuple):
     params: list[Param]
 
 
-def as_numpy(x: Any) -> np.ndarray:
-    """A NumPy array of a tensor or an array; bfloat16 stays that."""
+def as_numpy(name: str, x: Any) -> np.ndarray:
+    """A NumPy array of a tensor or an array; bfloat16 stays that.
+
+    Raises:
+      ValueError: it holds no plain numbers; with its name.
+    """
     if not hasattr(x, "detach"):
         return np.asarray(x)
-    x = x.detach().cpu()
+    try:
+        return _as_numpy(x.detach().cpu().resolve_conj().resolve_neg())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"'{name}' must be a dense tensor of plain numbers, got {x.dtype}, "
+            f"{x.layout}, on {x.device}; change it before, e.g. by x.dequantize(), "
+            "x.to_dense(), or full_tensor() of what is distributed."
+        ) from error
+
+
+def _as_numpy(x: Any) -> np.ndarray:
     if "bfloat16" in str(x.dtype) or "float8" in str(x.dtype):
         return (
             x.float()
@@ -112,7 +130,7 @@ def read_state_dict(
     Raises:
       TypeError, ValueError: what it is not, or what is missing.
     """
-    _check_form(state_dict)
+    check_form(state_dict)
     groups, raw = list(state_dict["param_groups"]), state_dict["state"]
     known = {i for group in groups for i in group["params"]}
     unknown = [str(i) for i in raw if i not in known]
@@ -120,6 +138,11 @@ def read_state_dict(
         raise ValueError(
             "`state_dict` must have states of the parameters in its groups, got some "
             f"of others: {_tree.some(unknown)}. Pass optimizer.state_dict() whole."
+        )
+    if not known:
+        raise ValueError(
+            "`state_dict` must have parameters in its groups, got none; nothing is to "
+            "be converted."
         )
     found = _names(groups, names)
     kinds, params, problems = [], [], []
@@ -134,12 +157,24 @@ def read_state_dict(
     if problems:
         raise ValueError(
             "`state_dict` must have what its class keeps for each parameter; nothing "
-            "was converted.\n  " + "\n  ".join(problems)
+            "was converted.\n  "
+            + "\n  ".join(problems)
+            + "\nPass it as optimizer.state_dict() gave it."
         )
     return StateDict(groups, kinds, params)
 
 
-def _check_form(state_dict: Any) -> None:
+def has_names(state_dict: Any) -> bool:
+    """Whether an optimizer's state_dict knows its parameters by name."""
+    check_form(state_dict)
+    groups = state_dict["param_groups"]
+    return all("param_names" in group for group in groups) or all(
+        isinstance(i, str) for group in groups for i in group["params"]
+    )
+
+
+def check_form(state_dict: Any) -> None:
+    """Raises TypeError unless it is an optimizer's state_dict."""
     is_one = isinstance(state_dict, Mapping) and {"state", "param_groups"} <= set(
         state_dict
     )
@@ -164,7 +199,11 @@ def _names(groups: Sequence[Mapping[str, Any]], names: Any) -> list[list[str]]:
     sizes = [len(group["params"]) for group in groups]
     if names is None:
         if all("param_names" in group for group in groups):
-            return [list(group["param_names"]) for group in groups]
+            names = [list(group["param_names"]) for group in groups]
+        elif all(isinstance(i, str) for group in groups for i in group["params"]):
+            # As torch.distributed.checkpoint has them.
+            names = [list(group["params"]) for group in groups]
+    if names is None:
         raise ValueError(
             "`names` must be given: this state_dict knows its parameters by number "
             "only. In PyTorch: names=[name for name, _ in model.named_parameters()] "
@@ -236,7 +275,7 @@ def _of_model(model: Mapping[str, Any], sizes: list[int]) -> list[str]:
         if _BUFFERS.search(name) or "int" in str(x.dtype) or "bool" in str(x.dtype):
             continue
         where = (x.data_ptr(), shape_of(x)) if hasattr(x, "data_ptr") else id(x)
-        if where not in seen:  # tied weights are one parameter
+        if where not in seen or 0 in x.shape:  # tied weights are one parameter
             names.append(name)
         seen.add(where)
     return names
@@ -252,8 +291,8 @@ def _param(
     table, problems = MOMENTS[kind], []
     if "state1" in state:
         state = _decoded(name, state)
-    needed = set(_needed(kind, group)) if state else set()
-    missing = [key for key in needed if state.get(key) is None]
+    kept = set(needed(kind, group)) if state else set()
+    missing = [key for key in kept if state.get(key) is None]
     if kind == "SGD":
         missing = []  # a buffer that has not begun
     keys = {key for key, x in state.items() if x is not None}
@@ -261,39 +300,48 @@ def _param(
     problems += [f"missing: '{key}' of '{name}'" for key in sorted(missing)]
     problems += [f"unknown: '{key}' of '{name}'" for key in extra]
     moments = {
-        ours: as_numpy(state[key])
+        ours: as_numpy(f"{key} of {name}", state[key])
         for key, ours in table.items()
-        if key in needed and state.get(key) is not None
+        if key in kept and state.get(key) is not None
     }
     for key, ours in table.items():
-        if ours in moments and np.iscomplexobj(moments[ours]) and kind != "SGD":
-            problems.append(
-                f"complex: '{key}' of '{name}': torch keeps squares of real and "
-                "imaginary parts apart, here it is |g|^2; split the parameter "
-                "(torch.view_as_real) before"
-            )
+        if ours not in moments:
+            continue
+        if np.iscomplexobj(moments[ours]) and kind != "SGD":
+            problems.append(f"complex: '{key}' of '{name}': {SQUARES}")
+        elif not jnp.issubdtype(moments[ours].dtype, np.inexact):
+            dtype = moments[ours].dtype
+            problems.append(f"mis-typed: '{key}' of '{name}' is {dtype}, not a float")
     shapes = {shape_of(x) for x in moments.values()}
     if len(shapes) > 1:
         problems.append(f"mis-shaped: '{name}' has moments of shapes {sorted(shapes)}")
-    step = None if kind in ("SGD",) else int(float(_item(state.get("step", 0))))
-    if kind == "SGD" and state.get("step") is not None:
-        step = int(float(_item(state["step"])))
+    counted = state.get("step", None if kind == "SGD" else 0)
+    step = None if counted is None else _steps(counted)
+    if step is None and counted is not None:
+        problems.append(
+            f"mis-typed: 'step' of '{name}' is {counted!r}, not a number of steps"
+        )
     product = state.get("mu_product")
-    product = None if product is None else float(_item(product))
+    product = None if product is None else number("mu_product", product)
     return Param(name, g, step, moments, product), problems
 
 
-def _item(x: Any) -> Any:
-    return x.item() if hasattr(x, "item") else x
+def _steps(x: Any) -> int | None:
+    """A whole number of steps that an int32 holds; None where it is something else."""
+    try:
+        value = number("step", x)
+    except TypeError:
+        return None
+    return int(value) if 0 <= value < 2**31 and value == int(value) else None
 
 
-def _needed(kind: str, group: Mapping[str, Any]) -> list[str]:
+def needed(kind: str, group: Mapping[str, Any]) -> list[str]:
     """What the class keeps with these arguments."""
     if kind == "SGD":
-        return ["momentum_buffer"] if float(_item(group["momentum"])) else []
+        return ["momentum_buffer"] if number("momentum", group["momentum"]) else []
     if kind == "RMSprop":
         keys = ["square_avg"] + ["grad_avg"] * bool(group["centered"])
-        return keys + ["momentum_buffer"] * (float(_item(group["momentum"])) > 0)
+        return keys + ["momentum_buffer"] * (number("momentum", group["momentum"]) > 0)
     if kind == "Adamax":
         return ["step", "exp_avg", "exp_inf"]
     keys = ["step", "exp_avg", "exp_avg_sq"]
@@ -305,12 +353,14 @@ def _decoded(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
     """A state of bitsandbytes as one of torch.optim.Adam, in float32."""
     found: dict[str, Any] = {"step": state.get("step", 0)}
     for i, key in ((1, "exp_avg"), (2, "exp_avg_sq")):
-        codes = as_numpy(state[f"state{i}"])
+        codes = as_numpy(f"state{i} of {name}", state[f"state{i}"])
         if codes.dtype != np.uint8:
             found[key] = codes
             continue
         parts = [state.get(f"{part}{i}") for part in ("qmap", "absmax", "max")]
-        qmap, absmax, largest = (None if x is None else as_numpy(x) for x in parts)
+        qmap, absmax, largest = (
+            None if x is None else as_numpy(name, x) for x in parts
+        )
         if qmap is None or (absmax is None and largest is None):
             raise ValueError(
                 f"`state_dict` must have 'qmap{i}' and 'absmax{i}' beside 'state{i}' "

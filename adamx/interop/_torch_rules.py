@@ -9,7 +9,7 @@ What differs from the same name here, by class:
     RMSprop                  eps outside the root; the rate behind the momentum
     SGD(dampening)           the gradient times 1 - dampening, except the first
 
-Source: the code of `torch.optim`, version 2.13, and of bitsandbytes, version 0.50.
+Source: the code of `torch.optim`, version 2.13.
 """
 
 import dataclasses
@@ -23,23 +23,7 @@ import optax
 
 from adamx import _checks, optimizers, transforms
 from adamx._types import GradientTransformation, scalar_dtype
-
-CLASSES = (
-    "Adam",
-    "AdamW",
-    "SGD",
-    "RMSprop",
-    "NAdam",
-    "RAdam",
-    "Adamax",
-    "SparseAdam",
-)
-# Of bitsandbytes: what they are in 32 bits. Its Adam decays as AdamW does.
-EIGHT_BIT = {
-    name: "AdamW"
-    for bits in ("", "8bit", "32bit")
-    for name in (f"Adam{bits}", f"AdamW{bits}", f"PagedAdam{bits}", f"PagedAdamW{bits}")
-}
+from adamx.interop._torch_class import number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +112,13 @@ class Recipe:
       kind: the class in `torch.optim`.
       calls: our factories, in the order of the chain.
       numbers: the hyperparameters as floats, by torch's names.
+      rate: the learning rate: a number, or a schedule.
     """
 
     kind: str
     calls: tuple[Call, ...]
     numbers: Mapping[str, Any] = dataclasses.field(compare=False)
+    rate: Any = dataclasses.field(compare=False)
 
     def __str__(self) -> str:
         if len(self.calls) == 1:
@@ -149,94 +135,6 @@ def _call(name: str, **arguments: Any) -> Call:
     return Call(name, tuple(arguments.items()))
 
 
-def class_of(
-    group: Mapping[str, Any], states: list[Mapping[str, Any]], optimizer: str | None
-) -> str:
-    """The class in `torch.optim` that a group of a state_dict is of.
-
-    Args:
-      group: of `param_groups`.
-      states: of its parameters.
-      optimizer: what the caller says; needed where the state_dict does not tell.
-    """
-    names = {key for state in states for key in state}
-    if "state1" in names:
-        return _bitsandbytes(optimizer, names)
-    found = _found(group, names)
-    if optimizer is not None and optimizer not in CLASSES:
-        raise ValueError(
-            f"`optimizer` must be one of {', '.join(CLASSES)}, got {optimizer!r}; it "
-            "is the name of the class in torch.optim."
-        )
-    if optimizer is not None and found and optimizer not in found:
-        raise ValueError(
-            f"`optimizer` must be what the state_dict is of, {' or '.join(found)}, got "
-            f"{optimizer!r}; leave it out to have it read from the state_dict."
-        )
-    if not found:
-        raise ValueError(
-            f"`state_dict` must be of {', '.join(CLASSES)}, got a group with "
-            f"{', '.join(map(str, group))}; other classes of torch.optim have no "
-            "counterpart here: start from tx.init(params)."
-        )
-    if optimizer is None and len(found) > 1:
-        raise ValueError(
-            f"`optimizer` must be given: the state_dict may be of {' or '.join(found)},"
-            f" which decay or divide differently. Pass e.g. optimizer={found[-1]!r}."
-        )
-    return optimizer or found[0]
-
-
-def _bitsandbytes(optimizer: str | None, names: set[str]) -> str:
-    if optimizer not in EIGHT_BIT or "state2" not in names:
-        raise ValueError(
-            "`optimizer` must be given for a state_dict of bitsandbytes (it has "
-            "'state1'), which does not say what it is of, and be one of "
-            f"{', '.join(sorted(EIGHT_BIT))}, got {optimizer!r}. Others of its "
-            "optimizers (Lion, LAMB, AdEMAMix, one moment) are not read: start from "
-            "tx.init(params)."
-        )
-    return EIGHT_BIT[optimizer]
-
-
-def _found(group: Mapping[str, Any], names: set[str]) -> tuple[str, ...]:
-    """The classes that it may be of, by the arguments that only they have."""
-    if "lr" not in group:
-        return ()
-    if "dampening" in group:
-        return ("SGD",)
-    if "alpha" in group and "centered" in group:
-        return ("RMSprop",)
-    if "betas" not in group or "eps" not in group or len(group["betas"]) != 2:
-        return ()
-    if "momentum_decay" in group:
-        return ("NAdam",)
-    if "amsgrad" in group:
-        if "decoupled_weight_decay" in group:
-            return ("AdamW",) if group["decoupled_weight_decay"] else ("Adam",)
-        has_decay = number("weight_decay", group.get("weight_decay", 0.0)) != 0
-        return ("Adam", "AdamW") if has_decay else ("Adam",)
-    if "exp_inf" in names:
-        return ("Adamax",)
-    if "weight_decay" not in group:
-        return ("SparseAdam",)
-    if "decoupled_weight_decay" in group or "exp_avg_sq" in names:
-        return ("RAdam",)
-    return ("RAdam", "Adamax")
-
-
-def number(name: str, value: Any) -> float:
-    """A float of a number or of a tensor with one element."""
-    value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(
-            f"`state_dict` must have a number for '{name}', got "
-            f"{_checks.describe_value(value)}; is it the state_dict() of an optimizer "
-            "of torch.optim?"
-        )
-    return float(value)
-
-
 _ARGUMENTS = {"betas": 2, "lr": 1, "eps": 1, "weight_decay": 1, "momentum": 1} | {
     "dampening": 1,
     "alpha": 1,
@@ -248,7 +146,7 @@ def recipe_of(kind: str, group: Mapping[str, Any], learning_rate: Any = None) ->
     """Our stages with the arithmetic of a group of a state_dict.
 
     Args:
-      kind: see `class_of`.
+      kind: see `_torch_class.class_of`.
       group: of `param_groups`.
       learning_rate: in the place of the group's; None: the group's.
     """
@@ -272,7 +170,7 @@ def recipe_of(kind: str, group: Mapping[str, Any], learning_rate: Any = None) ->
             calls.append(_call("add_decoupled_weight_decay", weight_decay=decay))
             decay = 0.0
     own = _optimizer(kind, numbers, rate, decay, is_decoupled)
-    return Recipe(kind, (*calls, *own), numbers)
+    return Recipe(kind, (*calls, *own), numbers, rate)
 
 
 def _optimizer(

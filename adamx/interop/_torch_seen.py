@@ -1,5 +1,6 @@
 """What the records of a state are in PyTorch's terms, parameter by parameter."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from adamx import _tree, moments
 from adamx._types import PyTree
 from adamx.interop._convert import PARTS, split_field
 from adamx.interop._names import Entry, as_array, entries
+from adamx.interop._torch_class import classes_of
 from adamx.interop._torch_read import MOMENTS
 from adamx.interop._torch_rules import recipe_of
 
@@ -24,7 +26,7 @@ _DIRECTIONS = {
 }
 _RATES = ("scale_by_learning_rate", "scale_by_scheduled_learning_rate")
 # Of states that change directions.
-_STAGES = ("scale_by_", "schedule_free", "adam_to_", "cautious")
+_STAGES = ("scale_by_", "schedule_free", "adam_to_", "cautious", "clip_by_update")
 _DECAY = "add_decoupled_weight_decay"
 _FLAGS: dict[str, Any] = {"maximize": False, "foreach": None, "differentiable": False}
 _MORE: dict[str, dict[str, Any]] = {
@@ -193,8 +195,20 @@ class _Seen:
         for key in ("dampening", "nesterov", "maximize"):
             if key in self.like:
                 group[key] = self.like[key]
+        self._check_like(kind)
         recipe_of(kind, group)  # it must be one that comes back
-        return Found(kind, group, state if self._steps(own) else {})
+        # SGD of a state_dict has a sum, though no steps are known.
+        has_begun = self._steps(own) or np.any(state.get("momentum_buffer", 0.0))
+        return Found(kind, group, state if has_begun else {})
+
+    def _check_like(self, kind: str) -> None:
+        """Raises where `like` is of another class, which would begin anew."""
+        there = classes_of(self.like)
+        if there and kind not in there and {kind, *there} != {"Adam", "AdamW"}:
+            raise ValueError(
+                f"`like` must be of {kind}, as the state of '{self.path}' is, got a "
+                f"group of {' or '.join(there)}; make that optimizer in PyTorch."
+            )
 
     def _rate_kind(self) -> str:
         kinds = [kind for kind in _RATES if kind in self.scalars]
@@ -274,8 +288,27 @@ class _Seen:
         betas = [self._number(own, b, "betas", i) for i, b in enumerate(("b1", "b2"))]
         group |= {"betas": tuple(betas), "eps": self._number(own, "eps", "eps")}
         state["step"] = np.asarray(self._steps(own), np.float32)
-        if _value(self.scalars.get(own, {}).get("eps_root")):
+        mine = self.scalars.get(own, {})
+        if _value(mine.get("eps_root")):
             raise self._unlike("`eps_root`, an eps inside the root,")
+        self._check_corrections(own, group["betas"], "momentum_decay" in mine)
+
+    def _check_corrections(
+        self, own: str, betas: tuple[float, float], is_nadam: bool
+    ) -> None:
+        """Raises unless the bias corrections are 1 - b^t, all that torch knows."""
+        mine, count = self.scalars.get(own, {}), self._steps(own)
+        for name, b in zip(("mu", "nu"), betas, strict=True):
+            recorded = mine.get(f"bias_correction_{name}")
+            if recorded is None or (is_nadam and name == "mu"):
+                continue
+            expected = -math.expm1(count * math.log(b)) if b else float(count > 0)
+            if abs(_value(recorded) - expected) > 1e-3 * expected:
+                raise self._unlike(
+                    f"a bias correction of {name} of {_value(recorded):.4g} after "
+                    f"{count} steps, there 1 - {b:.6g}^{count} = {expected:.4g} (b "
+                    "has changed, or it is off)"
+                )
 
     def _adam(self, own: str, group: dict[str, Any], state: dict[str, Any]) -> None:
         self._betas(own, group, state)
@@ -295,8 +328,6 @@ class _Seen:
             )
             if maximum == 1 and nu != 1:
                 raise self._unlike("the maximum of nu_hat (use maximum_of='nu')")
-            if nu == 1 and self._steps(own) < 10:
-                raise self._unlike("AMSGrad without bias corrections")
 
     def _radam(self, own: str, group: dict[str, Any], state: dict[str, Any]) -> None:
         self._betas(own, group, state)
