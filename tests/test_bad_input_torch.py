@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import adamx
@@ -138,6 +139,24 @@ BAD = {
         {},
         ValueError,
         r"(?s)missing: 'exp_avg_sq' of 'dense\.weight'.*missing: 'max_exp_avg_sq' of",
+    ),
+    "of timm, cautious": (
+        saved(caution=True),
+        {},
+        ValueError,
+        r"without 'caution', got a group with it on.*adamx\.cautious",
+    ),
+    "a moment is missing, of Lion": (
+        saved({"lr": 0.1, "betas": (0.9, 0.99)}, {"step": 3}, {"step": 3}),
+        {},
+        ValueError,
+        r"missing: 'exp_avg' of 'dense\.weight'",
+    ),
+    "no Lion": (
+        saved({"lr": 0.1, "betas": (0.9, 0.99)}),
+        {},
+        ValueError,
+        r"must be of Adam, .* Lion, got a group with lr, betas",
     ),
     "a moment is unknown": (
         saved(first=moments((2, 3)) | {"other": np.zeros(3)}),
@@ -313,7 +332,15 @@ BACK = {
     ),
     "another threshold": (adamx.radam(0.1, threshold=4.0), r"threshold other than 5"),
     "a count for each row": (adamx.sparse_adam(0.1, per_row_count=True), r"each row"),
-    "Lion": (adamx.lion(0.1), r"got scale_by_lion; it has scale_by_adam"),
+    "ADOPT": (adamx.adopt(0.1), r"got scale_by_adopt; it has scale_by_adam"),
+    "Lion with a decay in its sign": (
+        optax.chain(
+            adamx.add_decoupled_weight_decay(0.1),
+            adamx.scale_by_lion(),
+            adamx.scale_by_learning_rate(0.1),
+        ),
+        r"a coupled decay with Lion",
+    ),
     "LAMB": (adamx.lamb(0.1), r"got scale_by_lamb_trust_ratio"),
     "cautious": (adamx.cautious(adamx.adamw(0.1)), r"got cautious"),
     "two optimizers": (
@@ -354,8 +381,6 @@ def test_to_torch_of_unlike_groups_in_one():
 
 
 def test_to_torch_of_optax_needs_the_hyperparameters():
-    import optax
-
     state = state_of(optax.adam(0.1))
     with pytest.raises(
         ValueError, match=r"must record 'applied_learning_rate'.*`like`"

@@ -376,6 +376,28 @@ def test_eight_bit_states_are_decoded(layout):
     assert float(found[1].applied_weight_decay) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("rate", [0.1, optax.constant_schedule(0.1)])
+@pytest.mark.parametrize(
+    ("key", "group"),
+    [
+        ("exp_avg", {"betas": (0.9, 0.99), "weight_decay": 0.0}),
+        ("momentum_buffer", {"momentum": 0.9, "dampening": 0, "nesterov": False}),
+    ],
+)
+def test_a_momentum_without_a_count_goes_back(key, group, rate):
+    """Lion and SGD: that no step is known must not lose what was gathered."""
+    arrays = [np.full((2, 2), 3.0, np.float32), np.full(2, 4.0, np.float32)]
+    saved = {
+        "state": {i: {key: x} for i, x in enumerate(arrays)},
+        "param_groups": [{"lr": 0.1, **group, "params": [0, 1]}],
+    }
+    names = ["dense.weight", "dense.bias"]
+    state = from_torch(saved, DENSE, names=names, learning_rate=rate)
+    back = to_torch(state, DENSE, names=names, like=saved, as_numpy=True)
+    for i, x in enumerate(arrays):
+        np.testing.assert_array_equal(back["state"][i][key], x)
+
+
 def test_a_wrapped_and_encoded_state_goes_back():
     tx = adamx.guard(
         optax.chain(

@@ -37,9 +37,10 @@ def from_torch(
         state = from_torch(state_dict, params, name_map)
 
     Of Adam, AdamW (with amsgrad too), SGD, RMSprop, NAdam, RAdam, Adamax, SparseAdam,
-    and Adam and AdamW of bitsandbytes, whose 8-bit codes are decoded. Moments go where
-    their parameters go, with the same axes; counts and bias corrections are those of
-    the steps taken, so that the next step is PyTorch's next step.
+    of lion-pytorch's Lion, and of Adam and AdamW of bitsandbytes, whose 8-bit codes are
+    decoded. Moments go where their parameters go, with the same axes; counts and bias
+    corrections are those of the steps taken, so that the next step is PyTorch's next
+    step.
 
     Where a tensor goes: its name, through `name_map`, with '/' for '.'; a `weight` that
     the tree does not have is its `kernel`, `scale` or `embedding`. With which axes: a
@@ -63,7 +64,8 @@ def from_torch(
       learning_rate: a number or schedule in the place of torch's present one, or a list
         by group; a schedule goes on at the step that is reached.
       untrained: "error" where a parameter here has no counterpart; or "freeze".
-      step: the steps taken, for SGD, which does not count them; None: the state's.
+      step: the steps taken, for SGD and Lion, which do not count them; None: the
+        state's.
 
     Returns:
       The state.

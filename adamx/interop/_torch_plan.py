@@ -21,7 +21,7 @@ from adamx.interop._names import Entry, entries
 from adamx.interop._torch_layout import NameMap, Placed, Placement, raise_problems
 from adamx.interop._torch_read import Param, read_state_dict, shape_of
 from adamx.interop._torch_rows import rules_for
-from adamx.interop._torch_rules import Recipe, recipe_of
+from adamx.interop._torch_rules import UNCOUNTED, Recipe, recipe_of
 
 FROZEN = "adamx.freeze()"
 
@@ -155,7 +155,7 @@ def _grouped(
     sets: dict[Any, list[Param]] = {}
     for param in params:
         recipe = recipes[param.group]
-        counted = recipe.kind not in ("SGD", "RMSprop")
+        counted = recipe.kind not in UNCOUNTED
         sets.setdefault((param.group, param.step if counted else None), []).append(
             param
         )

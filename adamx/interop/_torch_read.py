@@ -29,6 +29,7 @@ MOMENTS: dict[str, dict[str, str]] = {
     "SGD": {"momentum_buffer": "trace"},
     "RMSprop": {"square_avg": "nu", "grad_avg": "mu", "momentum_buffer": "trace"},
     "Adamax": {"exp_avg": "mu", "exp_inf": "nu"},
+    "Lion": {"exp_avg": "mu"},
 }
 for _name in ("AdamW", "NAdam", "RAdam", "SparseAdam"):
     MOMENTS[_name] = MOMENTS["Adam"]
@@ -275,9 +276,8 @@ def _param(
     shapes = {shape_of(x) for x in moments.values()}
     if len(shapes) > 1:
         problems.append(f"mis-shaped: '{name}' has moments of shapes {sorted(shapes)}")
-    step = None if kind in ("SGD",) else int(float(_item(state.get("step", 0))))
-    if kind == "SGD" and state.get("step") is not None:
-        step = int(float(_item(state["step"])))
+    taken = state.get("step", None if kind in ("SGD", "Lion") else 0)
+    step = None if taken is None else int(float(_item(taken)))
     product = state.get("mu_product")
     product = None if product is None else float(_item(product))
     return Param(name, g, step, moments, product), problems
@@ -294,6 +294,8 @@ def _needed(kind: str, group: Mapping[str, Any]) -> list[str]:
     if kind == "RMSprop":
         keys = ["square_avg"] + ["grad_avg"] * bool(group["centered"])
         return keys + ["momentum_buffer"] * (float(_item(group["momentum"])) > 0)
+    if kind == "Lion":
+        return ["exp_avg"]
     if kind == "Adamax":
         return ["step", "exp_avg", "exp_inf"]
     keys = ["step", "exp_avg", "exp_avg_sq"]

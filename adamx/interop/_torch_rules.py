@@ -8,8 +8,11 @@ What differs from the same name here, by class:
     RAdam                    rho_t > 5, and eps beside the uncorrected root
     RMSprop                  eps outside the root; the rate behind the momentum
     SGD(dampening)           the gradient times 1 - dampening, except the first
+    Lion                     no difference; torch.optim has none, lion-pytorch's is read
 
-Source: the code of `torch.optim`, version 2.13, and of bitsandbytes, version 0.50.
+Source: the code of `torch.optim`, version 2.13, of bitsandbytes, version 0.50, and of
+lion-pytorch, version 0.2.5. The Lion of bitsandbytes is not read: its decay joins the
+gradient in 32 bits, so that it is another optimizer.
 """
 
 import dataclasses
@@ -33,13 +36,18 @@ CLASSES = (
     "RAdam",
     "Adamax",
     "SparseAdam",
+    "Lion",
 )
+# Which keep no count, or none that their arithmetic reads.
+UNCOUNTED = ("SGD", "RMSprop", "Lion")
 # Of bitsandbytes: what they are in 32 bits. Its Adam decays as AdamW does.
 EIGHT_BIT = {
     name: "AdamW"
     for bits in ("", "8bit", "32bit")
     for name in (f"Adam{bits}", f"AdamW{bits}", f"PagedAdam{bits}", f"PagedAdamW{bits}")
 }
+# Of timm's optimizers: what changes the arithmetic, and is not read.
+_VARIANTS = ("caution", "corrected_weight_decay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,13 +168,20 @@ def class_of(
       optimizer: what the caller says; needed where the state_dict does not tell.
     """
     names = {key for state in states for key in state}
+    changed = [key for key in _VARIANTS if group.get(key)]
+    if changed:
+        raise ValueError(
+            f"`state_dict` must be of an optimizer without '{changed[0]}', got a group "
+            "with it on, whose steps are others; set it to False in PyTorch before "
+            "you save, or start from tx.init(params): adamx.cautious(tx) is cautious."
+        )
     if "state1" in names:
         return _bitsandbytes(optimizer, names)
     found = _found(group, names)
     if optimizer is not None and optimizer not in CLASSES:
         raise ValueError(
             f"`optimizer` must be one of {', '.join(CLASSES)}, got {optimizer!r}; it "
-            "is the name of the class in torch.optim."
+            "is the name of the class in torch.optim or lion_pytorch."
         )
     if optimizer is not None and found and optimizer not in found:
         raise ValueError(
@@ -176,8 +191,8 @@ def class_of(
     if not found:
         raise ValueError(
             f"`state_dict` must be of {', '.join(CLASSES)}, got a group with "
-            f"{', '.join(map(str, group))}; other classes of torch.optim have no "
-            "counterpart here: start from tx.init(params)."
+            f"{', '.join(map(str, group))}; other classes have no counterpart here: "
+            "start from tx.init(params)."
         )
     if optimizer is None and len(found) > 1:
         raise ValueError(
@@ -207,8 +222,10 @@ def _found(group: Mapping[str, Any], names: set[str]) -> tuple[str, ...]:
         return ("SGD",)
     if "alpha" in group and "centered" in group:
         return ("RMSprop",)
-    if "betas" not in group or "eps" not in group or len(group["betas"]) != 2:
+    if "betas" not in group or len(group["betas"]) != 2:
         return ()
+    if "eps" not in group:
+        return ("Lion",) if names <= {"exp_avg", "step"} else ()
     if "momentum_decay" in group:
         return ("NAdam",)
     if "amsgrad" in group:
@@ -261,7 +278,9 @@ def recipe_of(kind: str, group: Mapping[str, Any], learning_rate: Any = None) ->
             )
     for name in ("amsgrad", "centered", "nesterov", "maximize"):
         numbers[name] = bool(group.get(name, False))
-    is_decoupled = kind == "AdamW" or bool(group.get("decoupled_weight_decay", False))
+    is_decoupled = kind in ("AdamW", "Lion") or bool(
+        group.get("decoupled_weight_decay", False)
+    )
     numbers["decoupled_weight_decay"] = is_decoupled
     rate = numbers["lr"] if learning_rate is None else learning_rate
     decay = numbers["weight_decay"]
@@ -285,6 +304,8 @@ def _optimizer(
     if kind == "RMSprop":
         return _rmsprop(numbers, first)
     b1, b2 = numbers["betas"]
+    if kind == "Lion":
+        return (_call("lion", **first, b1=b1, b2=b2, weight_decay=decay),)
     betas: dict[str, Any] = {"b1": b1, "b2": b2, "eps": numbers["eps"]}
     decays = {"weight_decay": decay}
     if kind == "NAdam":
