@@ -2,8 +2,8 @@
 
 NumPyro (SVI), Optimistix, FlowJAX, BlackJAX (mean-field inference); and Orbax, which is
 handed states. Each fits something whose answer is known, with an optimizer from here as
-with Optax's; and with the wrappers that ask more of who calls them. A library that is not installed fails its
-tests by name: `pip install 'adamx[tests]'`.
+with Optax's; and with the wrappers that ask more of who calls them. A library that is
+not installed fails its tests by name: `pip install 'adamx[tests]'`.
 """
 
 import dataclasses

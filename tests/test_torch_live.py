@@ -1,6 +1,6 @@
 """Against the installed PyTorch: runs there and here, step by step, there and back.
 
-CI has no PyTorch: there the stored runs of `test_from_torch` are what is tested.
+CI has no PyTorch: there the stored runs of `test_from_torch_runs` are what is tested.
 """
 
 import json
@@ -24,7 +24,7 @@ from adamx.interop import (
 )
 from tests import torch_runs
 from tests.helpers import run_quickly
-from tests.test_from_torch import LABELS, placed, run, unplaced
+from tests.test_from_torch_runs import LABELS, placed, run, unplaced
 from tests.torch_runs import BEFORE, NAME_MAP, NAMES, RATES
 
 torch = pytest.importorskip("torch", reason="pip install 'adamx[torch]'")
