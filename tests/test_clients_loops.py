@@ -256,6 +256,13 @@ def test_the_loss_reaches_a_plateau(client):
     assert fit.losses[-1] < fit.losses[0]
 
 
+@pytest.mark.parametrize("client", sorted(set(CLIENTS) - set(HANDS_LOSS_ON)))
+def test_a_plateau_without_a_loss_is_an_error(client):
+    patient = adamx.adam_to_sgd(RATE, on_plateau=adamx.plateau(patience=5, rtol=1e-2))
+    with pytest.raises(ValueError, match=r"`value` must"):
+        CLIENTS[client](patient)
+
+
 def test_optimistix_has_what_sophia_needs():
     """It hands the loss on as `value_fn`."""
     fit = optimistix(adamx.sophia_h(RATE, gamma=0.05, update_interval=2))
