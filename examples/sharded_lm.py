@@ -335,8 +335,9 @@ def main() -> None:
     connect(args)
     console = Console(quiet=jax.process_index() > 0)
     mesh = make_mesh()
+    count = jax.process_count()
     console.print(
-        f"{jax.process_count()} processes, {jax.device_count()} devices "
+        f"{count} process{'es' * (count > 1)}, {jax.device_count()} devices "
         f"({jax.devices()[0].device_kind})"
     )
     if args.out:

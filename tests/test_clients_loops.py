@@ -1,9 +1,9 @@
 """Libraries that run the loop themselves, and are handed an optimizer.
 
-NumPyro (SVI), Optimistix, FlowJAX; and Orbax, which is handed states. Each fits
-something whose answer is known, with an optimizer from here as with Optax's; and with
-the wrappers that ask more of who calls them. A library that is not installed fails its
-tests by name: `pip install 'adamx[tests]'`.
+NumPyro (SVI), Optimistix, FlowJAX, BlackJAX (mean-field inference); and Orbax, which is
+handed states. Each fits something whose answer is known, with an optimizer from here as
+with Optax's; and with the wrappers that ask more of who calls them. A library that is
+not installed fails its tests by name: `pip install 'adamx[tests]'`.
 """
 
 import dataclasses
@@ -124,8 +124,31 @@ def flowjax(tx):
     return Fit(np.array(losses), {"slope": sample.mean(0), "noise": sample.std(0)[0]})
 
 
-CLIENTS = {"numpyro": numpyro, "optimistix": optimistix, "flowjax": flowjax}
-HANDS_STATE_OUT = ("numpyro", "optimistix")
+def blackjax(tx):
+    """Mean-field inference of the same distribution; a step is BlackJAX's own."""
+    from blackjax import meanfield_vi
+
+    truth = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.3, 0.5, 0.8])
+
+    def log_density(position):
+        return jnp.sum(jax.scipy.stats.norm.logpdf(position["slope"], *truth))
+
+    inference = meanfield_vi(log_density, tx, num_samples=32)
+    state = inference.init({"slope": jnp.zeros(3)})
+    keys = jax.random.split(jax.random.key(0), STEPS)
+    state, infos = jax.lax.scan(lambda s, key: inference.step(key, s), state, keys)
+    answer = {"slope": state.mu["slope"], "noise": jnp.exp(state.rho["slope"][0])}
+    return Fit(np.asarray(infos.elbo), answer, state)
+
+
+CLIENTS = {
+    "numpyro": numpyro,
+    "optimistix": optimistix,
+    "flowjax": flowjax,
+    "blackjax": blackjax,
+}
+HANDS_STATE_OUT = ("numpyro", "optimistix", "blackjax")
+HANDS_LOSS_ON = ("numpyro", "optimistix")  # as `value=`
 
 
 def check(fit, within=0.15):
@@ -142,10 +165,6 @@ def check(fit, within=0.15):
 def chain(library, schedule):
     clip = library.clip_by_global_norm(50.0)
     return optax.chain(clip, library.adamw(schedule, b2=0.99, weight_decay=1e-4))
-
-
-def grouped():
-    return adamx.groups([("noise|scale", adamx.adam(RATE))], adamx.adamw(RATE))
 
 
 def all_at_once():
@@ -227,7 +246,7 @@ def test_wrappers_in_a_client(client, name):
             assert np.all(np.isfinite(shares))
 
 
-@pytest.mark.parametrize("client", HANDS_STATE_OUT)
+@pytest.mark.parametrize("client", HANDS_LOSS_ON)
 def test_the_loss_reaches_a_plateau(client):
     """Both hand `value=` on: Adam ends where the loss gets no better."""
     patient = adamx.adam_to_sgd(RATE, on_plateau=adamx.plateau(patience=5, rtol=1e-2))
@@ -237,6 +256,13 @@ def test_the_loss_reaches_a_plateau(client):
     assert fit.losses[-1] < fit.losses[0]
 
 
+@pytest.mark.parametrize("client", sorted(set(CLIENTS) - set(HANDS_LOSS_ON)))
+def test_a_plateau_without_a_loss_is_an_error(client):
+    patient = adamx.adam_to_sgd(RATE, on_plateau=adamx.plateau(patience=5, rtol=1e-2))
+    with pytest.raises(ValueError, match=r"`value` must"):
+        CLIENTS[client](patient)
+
+
 def test_optimistix_has_what_sophia_needs():
     """It hands the loss on as `value_fn`."""
     fit = optimistix(adamx.sophia_h(RATE, gamma=0.05, update_interval=2))
@@ -244,7 +270,7 @@ def test_optimistix_has_what_sophia_needs():
     assert adamx.read(fit.state).count == STEPS
 
 
-@pytest.mark.parametrize("client", ["numpyro", "flowjax"])
+@pytest.mark.parametrize("client", ["numpyro", "flowjax", "blackjax"])
 def test_who_hands_no_loss_on_is_told_so(client):
     with pytest.raises(ValueError, match=r"`loss_fn` must .*library calls `update`"):
         CLIENTS[client](adamx.sophia_h(RATE))

@@ -1,5 +1,6 @@
 """Runs of PyTorch, stored half-way, so that going on is tested without PyTorch.
 
+    pip install lion-pytorch          beside the extra `torch`
     python -m tests.torch_runs        writes tests/data/torch_runs.npz
 
 A model with an embedding, two Linear layers (one of them square), a convolution and a
@@ -36,7 +37,8 @@ NAME_MAP = {r"^layers\.(\d)": r"dense_\1"}
 LATE = "layers.1.weight"  # has no gradient in the first steps of "late"
 
 OFF: dict[str, Any] = {"betas": (0.83, 0.97), "eps": 1e-3}
-# label: torch's class, arguments of the first group, of the second.
+# label: torch's class (Lion: lion-pytorch's), arguments of the first group, of the
+# second.
 # `SLOW` repeat in another mixture what others have.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "adam": ("Adam", {}, {"betas": (0.8, 0.95)}),
@@ -69,6 +71,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "adamax": ("Adamax", {**OFF, "weight_decay": 0.2}, {}),
     "sparse adam": ("SparseAdam", OFF, {}),
+    "lion": ("Lion", {"weight_decay": 0.3}, {"betas": (0.95, 0.98)}),
 }
 
 SLOW = ("adam", "adamw amsgrad", "adamw maximize", "sgd", "rmsprop", "nadamw", "radam")
@@ -117,7 +120,10 @@ class Run:
             k: torch.nn.Parameter(torch.from_numpy(x)) for k, x in tensors().items()
         }
         self.gradients = gradients(label)
-        self.optimizer = getattr(torch.optim, kind)(
+        library = torch.optim
+        if kind == "Lion":
+            import lion_pytorch as library
+        self.optimizer = getattr(library, kind)(
             [
                 {
                     "params": [

@@ -37,9 +37,10 @@ def from_torch(
         state = from_torch(state_dict, params, name_map)
 
     Of Adam, AdamW (with amsgrad too), SGD, RMSprop, NAdam, RAdam, Adamax, SparseAdam,
-    and Adam and AdamW of bitsandbytes, whose 8-bit codes are decoded. Moments go where
-    their parameters go, with the same axes; counts and bias corrections are those of
-    the steps taken, so that the next step is PyTorch's next step.
+    of lion-pytorch's Lion, and of Adam and AdamW of bitsandbytes, whose 8-bit codes are
+    decoded. Moments go where their parameters go, with the same axes; counts and bias
+    corrections are those of the steps taken, so that the next step is PyTorch's next
+    step.
 
     Where a tensor goes: its name, through `name_map`, with '/' for '.'; a `weight` that
     the tree does not have is its `kernel`, `scale` or `embedding`. With which axes: a
@@ -66,8 +67,8 @@ def from_torch(
         by group; a schedule goes on at the step that is reached.
       untrained: "error" where a parameter here has no counterpart; or "freeze", which
         freezes it, and what has no state there where others have one.
-      step: the steps taken, for SGD, which does not count them: needed where
-        `learning_rate` is a schedule. None: the state's.
+      step: the steps taken, for SGD and Lion, which do not count them: needed
+        where `learning_rate` is a schedule. None: the state's.
 
     Returns:
       The state.

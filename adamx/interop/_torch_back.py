@@ -31,9 +31,10 @@ def to_torch(
         optimizer.load_state_dict(to_torch(state, params, name_map, names=names))
 
     The inverse of `from_torch`: of Adam, AdamW, AMSGrad (maximum_of="nu"), NAdam with
-    momentum_decay, RAdam, Adamax, Sparse Adam, RMSProp (eps outside the root), SGD and
-    momentum, with one rate and one decay, in `groups` and in wrappers of one state.
-    Hyperparameters are read from what the state recorded; float32's 0.9 is written 0.9.
+    momentum_decay, RAdam, Adamax, Sparse Adam, Lion (lion-pytorch's), RMSProp (eps
+    outside the root), SGD and momentum, with one rate and one decay, in `groups` and in
+    wrappers of one state. Hyperparameters are read from what the state recorded;
+    float32's 0.9 is written 0.9.
 
     What no state records comes from `like`, else: no Nesterov form, no dampening,
     nothing maximised. A mask of the decay is not seen: use `groups`.

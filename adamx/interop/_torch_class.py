@@ -6,7 +6,8 @@ betas, eps) and other arithmetic: arguments that no class of `torch.optim` has m
 one, and such a state_dict is read only as what the caller says that it is.
 
 Source: the code of `torch.optim`, versions 1.10 to 2.13, of its schedulers, which add
-arguments of their own, and of bitsandbytes, version 0.50.
+arguments of their own, of bitsandbytes, version 0.50, and of lion-pytorch, version
+0.2.5.
 """
 
 import math
@@ -24,6 +25,7 @@ CLASSES = (
     "RAdam",
     "Adamax",
     "SparseAdam",
+    "Lion",
 )
 # Of bitsandbytes: what they are in 32 bits. Its Adam decays as AdamW does.
 EIGHT_BIT = {
@@ -38,6 +40,9 @@ _KNOWN |= {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"}
 _KNOWN |= {"swa_lr", "name"}
 _OF_SGD = {"momentum", "dampening", "nesterov"}
 _OF_RMSPROP = {"momentum", "alpha", "eps", "centered"}
+# Of timm's optimizers: what changes the arithmetic where it is on.
+_VARIANTS = ("caution", "corrected_weight_decay")
+_OF_LION = {"betas", *_VARIANTS}
 _OF_ADAMS = {"betas", "eps", "amsgrad", "momentum_decay", "decoupled_weight_decay"}
 
 
@@ -52,6 +57,13 @@ def class_of(
       optimizer: what the caller says; needed where the state_dict does not tell.
     """
     names = {key for state in states for key in state}
+    changed = [key for key in _VARIANTS if group.get(key)]
+    if changed:
+        raise ValueError(
+            f"`state_dict` must be of an optimizer without '{changed[0]}', got a group "
+            "with it on, whose steps are others; set it to False in PyTorch before "
+            "you save, or start from tx.init(params): adamx.cautious(tx) is cautious."
+        )
     is_bits = optimizer in EIGHT_BIT and optimizer not in CLASSES
     if "state1" in names or (is_bits and not names):
         return _bitsandbytes(optimizer, names)
@@ -60,7 +72,7 @@ def class_of(
     if optimizer is not None and optimizer not in CLASSES:
         raise ValueError(
             f"`optimizer` must be one of {', '.join(CLASSES)}, got {optimizer!r}; it "
-            "is the name of the class in torch.optim."
+            "is the name of the class in torch.optim or lion_pytorch."
         )
     if optimizer is not None and found and optimizer not in found:
         raise ValueError(
@@ -112,6 +124,7 @@ def _foreign(group: Mapping[str, Any]) -> list[str]:
     """Arguments that no class of this form has."""
     own = _OF_RMSPROP if "centered" in group else _OF_ADAMS
     own = _OF_SGD if "dampening" in group else own
+    own = _OF_LION if "betas" in group and "eps" not in group else own
     return sorted(str(key) for key in group if key not in _KNOWN | own)
 
 
@@ -125,8 +138,10 @@ def _found(
         return ("SGD",)
     if "alpha" in group and "centered" in group:
         return ("RMSprop",)
-    if "betas" not in group or "eps" not in group or len(group["betas"]) != 2:
+    if "betas" not in group or len(group["betas"]) != 2:
         return ()
+    if "eps" not in group:
+        return ("Lion",) if names <= {"exp_avg", "step"} else ()
     if "momentum_decay" in group:
         return ("NAdam",)
     if "amsgrad" in group:

@@ -28,7 +28,7 @@ from adamx.interop._torch_read import (
     shape_of,
 )
 from adamx.interop._torch_rows import rules_for
-from adamx.interop._torch_rules import Recipe, recipe_of
+from adamx.interop._torch_rules import UNCOUNTED, Recipe, recipe_of
 
 FROZEN = "adamx.freeze()"
 
@@ -186,7 +186,7 @@ def _grouped(
     sets: dict[Any, list[Param]] = {}
     for param in params:
         recipe = recipes[param.group]
-        counted = recipe.kind not in ("SGD", "RMSprop")
+        counted = recipe.kind not in UNCOUNTED
         # NAdam's product follows from the steps only while its b1 does not change.
         key = (param.group, param.step if counted else None, param.mu_product)
         sets.setdefault(key, []).append(param)
@@ -194,7 +194,7 @@ def _grouped(
             raise ValueError(
                 f"`step` must be left out for {recipe.kind}, whose state_dict counts "
                 f"the steps, got {step} where '{param.name}' has taken {param.step}; "
-                "it is for SGD, which does not count."
+                "it is for SGD and Lion, which do not count."
             )
         damped = recipe.numbers.get("dampening") and recipe.numbers["momentum"]
         if damped and "trace" not in param.moments:

@@ -29,6 +29,7 @@ MOMENTS: dict[str, dict[str, str]] = {
     "SGD": {"momentum_buffer": "trace"},
     "RMSprop": {"square_avg": "nu", "grad_avg": "mu", "momentum_buffer": "trace"},
     "Adamax": {"exp_avg": "mu", "exp_inf": "nu"},
+    "Lion": {"exp_avg": "mu"},
 }
 for _name in ("AdamW", "NAdam", "RAdam", "SparseAdam"):
     MOMENTS[_name] = MOMENTS["Adam"]
@@ -315,7 +316,7 @@ def _param(
     shapes = {shape_of(x) for x in moments.values()}
     if len(shapes) > 1:
         problems.append(f"mis-shaped: '{name}' has moments of shapes {sorted(shapes)}")
-    counted = state.get("step", None if kind == "SGD" else 0)
+    counted = state.get("step", None if kind in ("SGD", "Lion") else 0)
     step = None if counted is None else _steps(counted)
     if step is None and counted is not None:
         problems.append(
@@ -342,6 +343,8 @@ def needed(kind: str, group: Mapping[str, Any]) -> list[str]:
     if kind == "RMSprop":
         keys = ["square_avg"] + ["grad_avg"] * bool(group["centered"])
         return keys + ["momentum_buffer"] * (number("momentum", group["momentum"]) > 0)
+    if kind == "Lion":
+        return ["exp_avg"]
     if kind == "Adamax":
         return ["step", "exp_avg", "exp_inf"]
     keys = ["step", "exp_avg", "exp_avg_sq"]

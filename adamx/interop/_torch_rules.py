@@ -8,8 +8,11 @@ What differs from the same name here, by class:
     RAdam                    rho_t > 5, and eps beside the uncorrected root
     RMSprop                  eps outside the root; the rate behind the momentum
     SGD(dampening)           the gradient times 1 - dampening, except the first
+    Lion                     no difference; torch.optim has none, lion-pytorch's is read
 
-Source: the code of `torch.optim`, version 2.13.
+Source: the code of `torch.optim`, version 2.13, of bitsandbytes, version 0.50, and of
+lion-pytorch, version 0.2.5. The Lion of bitsandbytes is not read: its decay joins the
+gradient in 32 bits, so that it is another optimizer.
 """
 
 import dataclasses
@@ -24,6 +27,9 @@ import optax
 from adamx import _checks, optimizers, transforms
 from adamx._types import GradientTransformation, scalar_dtype
 from adamx.interop._torch_class import number
+
+# Which keep no count, or none that their arithmetic reads.
+UNCOUNTED = ("SGD", "RMSprop", "Lion")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +165,9 @@ def recipe_of(kind: str, group: Mapping[str, Any], learning_rate: Any = None) ->
             )
     for name in ("amsgrad", "centered", "nesterov", "maximize"):
         numbers[name] = bool(group.get(name, False))
-    is_decoupled = kind == "AdamW" or bool(group.get("decoupled_weight_decay", False))
+    is_decoupled = kind in ("AdamW", "Lion") or bool(
+        group.get("decoupled_weight_decay", False)
+    )
     numbers["decoupled_weight_decay"] = is_decoupled
     rate = numbers["lr"] if learning_rate is None else learning_rate
     decay = numbers["weight_decay"]
@@ -183,6 +191,8 @@ def _optimizer(
     if kind == "RMSprop":
         return _rmsprop(numbers, first)
     b1, b2 = numbers["betas"]
+    if kind == "Lion":
+        return (_call("lion", **first, b1=b1, b2=b2, weight_decay=decay),)
     betas: dict[str, Any] = {"b1": b1, "b2": b2, "eps": numbers["eps"]}
     decays = {"weight_decay": decay}
     if kind == "NAdam":

@@ -21,6 +21,7 @@ _DIRECTIONS = {
     "scale_by_radam": "RAdam",
     "scale_by_adamax": "Adamax",
     "scale_by_sparse_adam": "SparseAdam",
+    "scale_by_lion": "Lion",
     "scale_by_rms": "RMSprop",
     "scale_by_momentum": "SGD",
 }
@@ -197,8 +198,8 @@ class _Seen:
                 group[key] = self.like[key]
         self._check_like(kind)
         recipe_of(kind, group)  # it must be one that comes back
-        # SGD of a state_dict has a sum, though no steps are known.
-        has_begun = self._steps(own) or np.any(state.get("momentum_buffer", 0.0))
+        # A momentum without a count: of a run that came from PyTorch, which has none.
+        has_begun = self._steps(own) or any(np.any(x) for x in state.values())
         return Found(kind, group, state if has_begun else {})
 
     def _check_like(self, kind: str) -> None:
@@ -265,8 +266,9 @@ class _Seen:
         if at > rate and group["weight_decay"]:
             raise self._unlike("a decay behind the learning rate (independent_decay)")
         if kind not in ("Adam", "NAdam", "RAdam"):
-            if group["weight_decay"] and not is_coupled:
-                raise self._unlike(f"a decoupled decay with {kind}")
+            if group["weight_decay"] and is_coupled == (kind == "Lion"):
+                form = "coupled" if is_coupled else "decoupled"
+                raise self._unlike(f"a {form} decay with {kind}")
             return kind
         group["decoupled_weight_decay"] = not is_coupled
         if not group["weight_decay"]:  # what nothing depends on
@@ -277,8 +279,8 @@ class _Seen:
 
     def _defaults(self, kind: str) -> dict[str, Any]:
         base = "Adam" if kind == "AdamW" else kind
-        if kind == "SparseAdam":
-            return {"maximize": False}
+        if kind in ("SparseAdam", "Lion"):
+            return {"maximize": False} if kind == "SparseAdam" else {}
         more: dict[str, Any] = _MORE.get(base, {"capturable": False})
         return _FLAGS | more
 
@@ -343,6 +345,10 @@ class _Seen:
 
     def _adamax(self, own: str, group: dict[str, Any], state: dict[str, Any]) -> None:
         self._betas(own, group, state)
+
+    def _lion(self, own: str, group: dict[str, Any], state: dict[str, Any]) -> None:
+        betas = [self._number(own, b, "betas", i) for i, b in enumerate(("b1", "b2"))]
+        group["betas"] = tuple(betas)
 
     def _sparseadam(
         self, own: str, group: dict[str, Any], state: dict[str, Any]
