@@ -128,9 +128,9 @@ def adam_direction_leaf(
     eps_root: jax.Array,
 ) -> jax.Array:
     """The update of one leaf from the moments after the step; see `adam_leaf`."""
-    numerator = moments.product(mu, mu_scale)
+    numerator = moments.scale(mu, mu_scale)
     if g_scale is not None:
-        numerator = numerator + moments.product(g, g_scale)
+        numerator = moments.rounded(numerator, g) + moments.product(g, g_scale)
     denominator = jnp.sqrt(nu * nu_scale + eps_root) + eps
     return moments.divide_or_zero(numerator, denominator)
 

@@ -116,9 +116,9 @@ def radam_leaf(
     """
     mu = moments.update_average(mu, g, weight1)
     nu = moments.update_square(nu, _tree.abs_squared(g), weight2)
-    numerator = moments.product(mu, mu_scale)
+    numerator = moments.scale(mu, mu_scale)
     if g_scale is not None:
-        numerator = numerator + moments.product(g, g_scale)
+        numerator = moments.rounded(numerator, g) + moments.product(g, g_scale)
     root = jnp.sqrt(nu * nu_scale + eps_root) + eps
     denominator = jnp.where(is_rectified, root, jnp.ones_like(root))
     return moments.divide_or_zero(numerator, denominator), mu, nu
