@@ -81,7 +81,8 @@ def apply_updates(
 
 def _added(p: jax.Array, u: jax.Array) -> jax.Array:
     dtype = promote(p.dtype, u.dtype)
-    return (p.astype(dtype) + u.astype(dtype)).astype(p.dtype)
+    old = p.astype(dtype)
+    return (old + moments.rounded(u.astype(dtype), old)).astype(p.dtype)
 
 
 def _key_words(key: Any, is_stochastic: bool) -> Any:

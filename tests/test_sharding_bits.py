@@ -77,11 +77,29 @@ def test_moments_have_the_bits_of_one_device_whatever_their_shape(label):
 @pytest.mark.parametrize("name", ALL)
 @as_users
 def test_of_every_algorithm_that_goes_element_by_element(name, is_traced):
-    """Moments to the bit; parameters to their last place, see `state_shardings`."""
+    """Moments and parameters to the bit; one exception, see `state_shardings`."""
     make, arguments = getattr(adamx, name), {"learning_rate": 1e-2} | ALL[name]
     held = lambda **own: adamx.with_hyperparams(make, **own)  # noqa: E731
     tx = (held if is_traced else make)(**arguments)
     one, eight = both(tx, SHAPES + MORE)
     chex.assert_trees_all_equal(one[1], eight[1])
-    for x, y in zip(one[0].values(), eight[0].values(), strict=True):
-        assert np.all(np.abs(x - y) <= 2 * np.spacing(np.maximum(np.abs(x), 1e-2)))
+    if name == "schedule_free_adamw" and is_traced:  # see `state_shardings`
+        for x, y in zip(one[0].values(), eight[0].values(), strict=True):
+            assert np.all(np.abs(x - y) <= 2 * np.spacing(np.maximum(np.abs(x), 1e-2)))
+        return
+    chex.assert_trees_all_equal(one[0], eight[0])
+
+
+# Of these, pieces had other last places than the whole before products were `rounded`.
+QUICK = [
+    ("adamax", {}, [(1000,), (120,), (16, 16)]),
+    ("ademamix", {}, [(8, 512)]),
+    ("schedule_free_adamw", {}, [(8, 512)]),
+]
+
+
+@pytest.mark.parametrize(("name", "own", "shapes"), QUICK, ids=[q[0] for q in QUICK])
+@as_users
+def test_parameters_have_the_bits_of_one_device(name, own, shapes):
+    one, eight = both(getattr(adamx, name)(1e-2, **own), shapes)
+    chex.assert_trees_all_equal(one, eight)

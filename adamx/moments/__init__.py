@@ -15,6 +15,8 @@ from adamx.moments._ema import carry_correction as carry_correction
 from adamx.moments._ema import decay as decay
 from adamx.moments._ema import divide_or_zero as divide_or_zero
 from adamx.moments._ema import initial_averages as initial_averages
+from adamx.moments._ema import product as product
+from adamx.moments._ema import rounded as rounded
 from adamx.moments._ema import scale as scale
 from adamx.moments._ema import unrelated as unrelated
 from adamx.moments._ema import update_average as update_average

@@ -173,9 +173,10 @@ def update_average(average: jax.Array, new: jax.Array, weight: Weight) -> jax.Ar
     change = new - average
     if isinstance(weight.is_major, bool):
         base = new if weight.is_major else average
-    else:
-        base = jnp.where(weight.is_major, new, average)
-    return base + scale(change, weight.coefficient)
+        return base + scale(change, weight.coefficient)
+    # Two loops, one for each base, where LLVM takes the choice out; or one.
+    base = jnp.where(weight.is_major, new, average)
+    return base + rounded(scale(change, weight.coefficient), average)
 
 
 def update_square(average: jax.Array, new: jax.Array, weight: Weight) -> jax.Array:
@@ -208,6 +209,27 @@ def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(x):
         return jax.lax.complex(jnp.real(x) * factor, jnp.imag(x) * factor)
     return x * factor
+
+
+def rounded(x: jax.Array, beside: jax.Array) -> jax.Array:
+    """A product x, rounded before it is added to something: the sum is the same anywhere.
+
+    XLA for CPUs rounds p + a b once, as a fused multiply-add, where LLVM finds product
+    and sum side by side, and twice where something has come between them: that depends
+    on how it arranges the loop, so that a device's piece of an array would differ from
+    the whole in the last place. A choice always stands between them.
+
+    Args:
+      x: a product.
+      beside: an array whose NaNs make the sum NaN anyway; there, and only there, it is
+        returned instead of x. (A constant would not do: LLVM adds it before it chooses.)
+    """
+    return jnp.where(jnp.isnan(beside), beside, x)
+
+
+def product(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """`scale`, rounded before it is added to something: see `rounded`."""
+    return rounded(scale(x, factor), x)
 
 
 def unrelated(x: jax.Array) -> jax.Array:

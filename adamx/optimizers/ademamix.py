@@ -113,7 +113,7 @@ def ademamix_leaf(
     mu = moments.update_average(mu, g, weight1)
     mu_slow = moments.update_average(mu_slow, g, weight3)
     nu = moments.update_square(nu, _tree.abs_squared(g), weight2)
-    numerator = moments.scale(mu, mu_scale) + moments.scale(mu_slow, alpha)
+    numerator = moments.product(mu, mu_scale) + moments.product(mu_slow, alpha)
     denominator = jnp.sqrt(nu * nu_scale + eps_root) + eps
     return moments.divide_or_zero(numerator, denominator), mu, mu_slow, nu
 

@@ -117,7 +117,11 @@ def centered_rms_leaf(
     nu = moments.update_square(nu, _tree.abs_squared(g), weight)
     mean = moments.scale(mu, correction_scale)
     # Rounding can make the variance of a constant gradient negative.
-    variance = jnp.maximum(nu * correction_scale - _tree.abs_squared(mean), 0)
+    variance = jnp.maximum(
+        moments.product(nu, correction_scale)
+        - moments.rounded(_tree.abs_squared(mean), nu),
+        0,
+    )
     denominator = jnp.sqrt(variance + eps_root) + eps
     return moments.divide_or_zero(g, denominator), mu, nu
 

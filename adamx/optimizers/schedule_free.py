@@ -131,11 +131,15 @@ def schedule_free_leaf(
     def step(nu_scale: jax.Array) -> jax.Array:
         denominator = jnp.sqrt(nu * nu_scale) + eps
         step = moments.scale(moments.divide_or_zero(g, denominator), gamma)
-        return step + moments.scale(p, decay) if is_decayed else step
+        if not is_decayed:
+            return moments.rounded(step, p)
+        return moments.rounded(step, p) + moments.product(p, decay)
 
     # By the new z, not the old one: z can then be overwritten before y is.
     z = z - step(nu_scale)
-    update = moments.scale(z - p, z_part) - moments.scale(step(same_scale), step_part)
+    towards = moments.rounded(moments.scale(z - p, z_part), p)
+    besides = moments.rounded(moments.scale(step(same_scale), step_part), p)
+    update = towards - besides
     return update, z, nu
 
 

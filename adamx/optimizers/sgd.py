@@ -64,7 +64,7 @@ def momentum_leaf(
     trace = g + moments.decay(trace, weight)
     if decay is None:
         return trace, trace
-    return g + moments.scale(trace, decay), trace
+    return g + moments.product(trace, decay), trace
 
 
 def scale_by_momentum(
