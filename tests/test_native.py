@@ -347,6 +347,26 @@ def test_a_root_and_what_is_added_to_it_is_not_asked_for_zero(eps, monkeypatch):
     np.testing.assert_array_equal(found, jax.jit(function)(x, *held))
 
 
+def test_what_rounds_a_product_for_xla_is_left_out(monkeypatch):
+    """But not where NaN would be another number."""
+    x = jnp.array([1.0, -0.0, 3e38, np.inf, np.nan, 0.1] * 5)
+    y = jnp.array([0.3, np.nan, 2.0, -np.inf, 0.7, np.nan] * 5)
+
+    def sums(x: jax.Array, y: jax.Array) -> list[jax.Array]:
+        beside = jnp.where(jnp.isnan(x), x, y * 0.1)
+        own = jnp.where(jnp.isnan(y), y, y * 0.3)
+        other = jnp.where(jnp.isnan(y), y, x * 0.7)
+        return [x + beside, x - own, x - other]
+
+    texts = programs(monkeypatch)
+    found = jax.jit(lambda x, y: in_passes(sums, x, y))(x, y)
+    for a, b in zip(found, sums(x, y), strict=True):
+        np.testing.assert_array_equal(a, b)
+    used = re.findall(r"= \((\w+) [-+] (\w+)\);", texts[0])
+    kept = re.findall(r"const float (\w+) = \(t\d+ \? ", texts[0])
+    assert sum(name in pair for name in kept for pair in used) == 1
+
+
 def test_the_smaller_and_the_larger_one_of_a_number():
     """The second one where either is NaN, of both signs of 0, and in both dtypes."""
     x = jnp.array([0.0, -0.0, 0.5, -0.5, 2.0, np.inf, -np.inf, np.nan] * 3)

@@ -48,6 +48,8 @@ def computed(region: Region, names: dict[Value, str], *, is_blocked: bool) -> li
             if _is_never(output):
                 define(output, "0")
                 continue
+            if node.name in ("add", "sub"):
+                inputs = [_without_rounding(x, inputs) for x in inputs]
             given = [name(x) for x in inputs]
             if output in roots:
                 root, inside, factor = roots[output]
@@ -101,6 +103,22 @@ def _is_never(value: Value) -> bool:
         is_made_by(root, "sqrt") and isinstance(eps, Number) and eps.value >= 2.0**-126
         for root, eps in itertools.permutations(_inputs(x))
     )
+
+
+def _without_rounding(term: Operand, terms: Sequence[Operand]) -> Operand:
+    """Of a term x or, where y is NaN, y: x, if the sum is NaN then anyway.
+
+    So products are rounded before they are added to something (`moments.rounded`); in
+    C nothing is contracted.
+    """
+    if not is_made_by(term, "select_n") or len(_inputs(term)) != 3:
+        return term
+    is_nan, x, y = _inputs(term)
+    if not is_made_by(is_nan, "ne") or any(z is not y for z in _inputs(is_nan)):
+        return term
+    others = [z for z in terms if z is not term]
+    own = _inputs(x) if is_made_by(x, "mul") else ()
+    return x if any(z is y for z in (*others, *own)) else term
 
 
 def limits_of(region: Region) -> dict[tuple[str, str], str]:
