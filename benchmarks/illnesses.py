@@ -8,13 +8,15 @@ optimizers, which must have none.
     python benchmarks/illnesses.py --jobs 2             # an hour; a process by model
     python benchmarks/illnesses.py --model hidden       # the one for setting it up
     python benchmarks/illnesses.py --only dead eps --write benchmarks/ILLNESSES.md
+    python benchmarks/illnesses.py --jobs 2 --keep FOLDER   # every run's history, too
+    python benchmarks/illnesses.py --again FOLDER       # judged anew, nothing trained
 """
 
 import argparse
 import concurrent.futures
 import dataclasses
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ import optax
 import step_time
 from _causes import EARLY, ILLNESSES, LATE, NO, RARE, SOUND, Illness
 from _patients import PATIENTS, Patient
+from _shelf import Shelf
 
 import adamx
 from adamx.diagnostics._advice import WORDS
@@ -181,9 +184,12 @@ def optimizers(rate: float) -> dict[str, Any]:
     }
 
 
-def be_well(name: str, run: Run, seed: int) -> set[tuple[str, str]]:
+def be_well(name: str, run: Run, seed: int, shelf: Shelf) -> set[tuple[str, str]]:
     """What health says of a sound run."""
-    patient, history = run.patient, adamx.History()
+    at = "sound", name, model_name(run)
+    if shelf.is_read:
+        return findings(shelf.load(*at))
+    patient, history = run.patient, shelf.new(*at)
     tx = adamx.diagnose(optimizers(patient.rate)[name], every=EVERY)
     own = prepared(patient, lambda patient, plant: tx)
     carry = own.init(jax.random.key(seed))
@@ -220,24 +226,38 @@ def right_findings(illness: Illness, patient: Patient) -> set[tuple[str, str]]:
     return {(k, layer) for k in illness.found for layer in layers[illness.where]}
 
 
-def fall_ill(name: str, strength: float, run: Run, seed: int) -> Outcome:
+def fall_ill(name: str, strength: float, run: Run, seed: int, shelf: Shelf) -> Outcome:
+    """What health says of a run made ill, and behind the cure."""
+    at = name, float(strength), model_name(run)
+    if shelf.is_read:
+        found = [findings(shelf.load(*at, phase)) for phase in ("ill", "cured")]
+    else:
+        found = [findings(h) for h in course(name, strength, run, seed, shelf)]
+    return Outcome(*at, *found, right_findings(ILLNESSES[name], run.patient))
+
+
+def course(
+    name: str, strength: float, run: Run, seed: int, shelf: Shelf
+) -> Iterator[adamx.History]:
+    """Trains: the history while ill, and then that behind the cure."""
     illness, patient = ILLNESSES[name], run.patient
-    history = adamx.History()
+    at = name, float(strength), model_name(run)
+    history = shelf.new(*at, "ill")
     carry = run.init(jax.random.key(seed))
     if illness.bias:
         carry = (shifted(carry[0], patient.relu, strength), carry[1])
     carry = train(
         run, carry, illness.plant(strength), seed, 0, history, illness.is_blind
     )
-    ill = findings(history)
+    yield history
     if illness.bias:
         carry = (shifted(carry[0], patient.relu, -strength), carry[1])
     if illness.restart:
-        carry, history = run.init(jax.random.key(seed)), adamx.History()
+        carry = run.init(jax.random.key(seed))
+    history = shelf.new(*at, "cured", after=None if illness.restart else history)
     start = 0 if illness.restart else PHASE
     train(run, carry, illness.cure, seed, start, history, illness.is_blind)
-    right = right_findings(illness, patient)
-    return Outcome(name, strength, model_name(run), ill, findings(history), right)
+    yield history
 
 
 def model_name(run: Run) -> str:
@@ -293,7 +313,7 @@ def confusion(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
 
 
 def judge_model(
-    seed: int, model: str, chosen: Sequence[str], is_quick: bool
+    seed: int, model: str, chosen: Sequence[str], is_quick: bool, shelf: Shelf
 ) -> tuple[list[Outcome], list[list[str]]]:
     """All runs of one model: outcomes, and rows of sound runs."""
     run = prepared(PATIENTS[model]())
@@ -301,12 +321,12 @@ def judge_model(
     for name in [name for name in chosen if name != "well"]:
         strengths = ILLNESSES[name].strengths
         for strength in strengths[:1] if is_quick else strengths:
-            outcomes.append(fall_ill(name, strength, run, seed))
+            outcomes.append(fall_ill(name, strength, run, seed, shelf))
             print(" | ".join(row(outcomes[-1])), flush=True)
     if "well" in chosen:
         names = list(optimizers(1.0))
         for name in names[:1] if is_quick else names:
-            found = be_well(name, run, seed=10 + seed)
+            found = be_well(name, run, 10 + seed, shelf)
             well.append([name, model_name(run), text(sorted(found))])
             print(" | ".join(well[-1]), flush=True)
     return outcomes, well
@@ -319,10 +339,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one strength")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--write", type=Path, help="a file for the tables")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--keep", type=Path, help="a folder for the histories")
+    kept.add_argument("--again", type=Path, help="a folder of --keep: judged anew")
     options = parser.parse_args(arguments)
+    shelf = Shelf(options.again or options.keep, is_read=bool(options.again))
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
     models = options.model or ["convolutions", "recurrent"]
     chosen = options.only or [*ILLNESSES, "well"]
-    jobs = [(i, model, chosen, options.quick) for i, model in enumerate(models)]
+    jobs = [(i, m, chosen, options.quick, shelf) for i, m in enumerate(models)]
     columns = list(zip(*jobs, strict=True))
     if options.jobs > 1:
         spawn = multiprocessing.get_context("spawn")

@@ -486,6 +486,24 @@ def test_a_planted_illness_is_found_and_clears(modules, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["eps", "growing"])  # goes on; begins again
+def test_kept_histories_are_judged_again_without_training(
+    modules, monkeypatch, tmp_path, name
+):
+    illnesses, tables = modules["illnesses"], [tmp_path / "kept.md", tmp_path / "again"]
+    given = ["--model", "hidden", "--only", name, "--quick", "--write"]
+    illnesses.main([*given, str(tables[0]), "--keep", str(tmp_path / "runs")])
+    kept = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert [n.rsplit("-", 1)[1] for n in kept] == ["cured.jsonl", "ill.jsonl"]
+    monkeypatch.setattr(illnesses, "train", None)  # whoever trains fails
+    illnesses.main([*given, str(tables[1]), "--again", str(tmp_path / "runs")])
+    assert tables[0].read_text() == tables[1].read_text()
+    monkeypatch.setattr(illnesses.adamx, "health", lambda history: [])
+    illnesses.main([*given, str(tables[1]), "--again", str(tmp_path / "runs")])
+    assert "| **no** |" in tables[1].read_text()  # judged by today's rules
+
+
+@pytest.mark.slow
 def test_a_sweep_is_compared_with_single_runs(modules, monkeypatch):
     sweep, task = modules["sweep"], modules["_tasks"].digits(8, 1)
     monkeypatch.setattr(sweep, "TURNS", 1)
