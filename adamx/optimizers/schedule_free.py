@@ -131,7 +131,7 @@ def schedule_free_leaf(
     def step(nu_scale: jax.Array) -> jax.Array:
         denominator = jnp.sqrt(nu * nu_scale) + eps
         step = moments.scale(moments.divide_or_zero(g, denominator), gamma)
-        step = moments.rounded(step, z)
+        step = moments.rounded(step, g)
         return step + moments.product(p, decay) if is_decayed else step
 
     # By the new z, not the old one: z can then be overwritten before y is.
