@@ -212,7 +212,7 @@ def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def rounded(x: jax.Array, beside: jax.Array) -> jax.Array:
-    """A product x, rounded before it is added to something.
+    """A product x, rounded before it is added: the sum is the same anywhere.
 
     XLA for CPUs rounds p + a b once, as a fused multiply-add, where LLVM finds product
     and sum side by side, and twice where something has come between them: that depends
@@ -222,7 +222,8 @@ def rounded(x: jax.Array, beside: jax.Array) -> jax.Array:
     Args:
       x: a product.
       beside: an array whose NaNs make the sum NaN anyway; there, and only there, it is
-        returned instead of x. (A constant would not do: LLVM adds before it chooses.)
+        returned instead of x. (A constant will not do: LLVM may add it, then choose.
+        Nor one array for both terms of a sum: it would add, then choose once.)
     """
     return jnp.where(jnp.isnan(beside), beside, x)
 

@@ -118,7 +118,7 @@ def radam_leaf(
     nu = moments.update_square(nu, _tree.abs_squared(g), weight2)
     numerator = moments.scale(mu, mu_scale)
     if g_scale is not None:
-        numerator = moments.rounded(numerator, g) + moments.product(g, g_scale)
+        numerator = moments.rounded(numerator, mu) + moments.product(g, g_scale)
     root = jnp.sqrt(nu * nu_scale + eps_root) + eps
     denominator = jnp.where(is_rectified, root, jnp.ones_like(root))
     return moments.divide_or_zero(numerator, denominator), mu, nu

@@ -119,7 +119,7 @@ def centered_rms_leaf(
     # Rounding can make the variance of a constant gradient negative.
     variance = jnp.maximum(
         moments.product(nu, correction_scale)
-        - moments.rounded(_tree.abs_squared(mean), nu),
+        - moments.rounded(_tree.abs_squared(mean), jnp.real(mu)),
         0,
     )
     denominator = jnp.sqrt(variance + eps_root) + eps

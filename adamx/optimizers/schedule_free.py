@@ -131,14 +131,13 @@ def schedule_free_leaf(
     def step(nu_scale: jax.Array) -> jax.Array:
         denominator = jnp.sqrt(nu * nu_scale) + eps
         step = moments.scale(moments.divide_or_zero(g, denominator), gamma)
-        if not is_decayed:
-            return moments.rounded(step, p)
-        return moments.rounded(step, p) + moments.product(p, decay)
+        step = moments.rounded(step, g)
+        return step + moments.product(p, decay) if is_decayed else step
 
     # By the new z, not the old one: z can then be overwritten before y is.
     z = z - step(nu_scale)
     towards = moments.rounded(moments.scale(z - p, z_part), p)
-    besides = moments.rounded(moments.scale(step(same_scale), step_part), p)
+    besides = moments.rounded(moments.scale(step(same_scale), step_part), z)
     update = towards - besides
     return update, z, nu
 

@@ -181,11 +181,10 @@ def state_shardings(
     `init` and of the step: else XLA may choose others, and with explicit axes the new
     parameters are left in pieces.
 
-    Values are those of one device: of an algorithm that goes element by element,
-    moments and parameters bit for bit, with traced b1 and b2 too. (One exception was
-    found: the parameters of schedule_free_adamw with traced hyperparameters, on CPUs,
-    in some shapes, in the last place.) Sums (norms, LAMB) are added up in another
-    order.
+    Values are those of one device: of an algorithm that goes element by element, bit
+    for bit, with traced b1 and b2 too. (One exception is known: the parameters of
+    schedule_free_adamw may differ in the last place on CPUs, in leaves of which
+    a device has few columns.) Sums (norms, LAMB) are added up in another order.
 
     Args:
       tx: any transformation, or what `fused` makes of it.
