@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from adamx import _checks, _scalars
 from adamx._tree import increment
 from adamx._types import scalar_dtype
+from adamx.moments._layout import are_placed_alike
 
 
 class Weight(NamedTuple):
@@ -223,8 +224,11 @@ def rounded(x: jax.Array, beside: jax.Array) -> jax.Array:
       x: a product.
       beside: an array whose NaNs make the sum NaN anyway; there, and only there, it is
         returned instead of x. (A constant will not do: LLVM may add it, then choose.
-        Nor one array for both terms of a sum: it would add, then choose once.)
+        Nor one array for both terms of a sum: it would add, then choose once.) On a
+        mesh with explicit axes one of another sharding is not asked: x as it is.
     """
+    if not are_placed_alike(x, beside):
+        return x
     return jnp.where(jnp.isnan(beside), beside, x)
 
 

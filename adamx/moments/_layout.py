@@ -136,6 +136,11 @@ def placed_like(x: jax.Array, other: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, NamedSharding(place.mesh, PartitionSpec(*spec)))
 
 
+def are_placed_alike(x: jax.Array, other: jax.Array) -> bool:
+    """Whether one may be chosen in the place of the other: shardings that are types."""
+    return _explicit_spec(x)[1] == _explicit_spec(other)[1]
+
+
 def spread(scale: jax.Array, shape: Shape) -> jax.Array:
     """A scale by element: of a shape that broadcasts to the array's."""
     for axis, (n, d) in enumerate(zip(shape, scale.shape, strict=True)):

@@ -163,7 +163,7 @@ def decay_leaf(u: Any, p: Any, rate: Any) -> jax.Array:
     """u + rate * p in at least float32, rounded to the wider dtype of both."""
     dtype = update_dtype(u, p)
     x = _tree.wide(jnp.asarray(u, dtype))
-    decayed = moments.product(
+    decayed = moments.scale(
         jnp.asarray(p).astype(x.dtype), jnp.asarray(rate, real_dtype(x.dtype))
     )
-    return (x + decayed).astype(dtype)
+    return (x + moments.rounded(decayed, x)).astype(dtype)
