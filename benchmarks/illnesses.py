@@ -5,7 +5,7 @@ were used for no threshold: in one layer, or in all. Behind 500 steps the cause 
 away, and the run goes on for 500 more: the finding must be gone. Then runs of sound
 optimizers, which must have none.
 
-    python benchmarks/illnesses.py --jobs 2             # an hour; a process by model
+    python benchmarks/illnesses.py --jobs 2             # half an hour; a process each
     python benchmarks/illnesses.py --model hidden       # the one for setting it up
     python benchmarks/illnesses.py --only dead eps --write benchmarks/ILLNESSES.md
     python benchmarks/illnesses.py --jobs 2 --keep FOLDER   # every run's history, too

@@ -224,8 +224,8 @@ def _integer_code(
 def _old_code(old: jax.Array, sign: jax.Array | None) -> jax.Array | None:
     """The old k, with the sign relative to the new x; None where it is not asked for.
 
-    A mean square in 8 bits changes by less than half a code in nearly every step: by
-    chance all the same, the steps that change it by more, it takes less arithmetic.
+    A mean square in 8 bits changes by less than half a code in nearly every step, and
+    is rounded by chance then; to round the others so, too, takes less arithmetic.
     """
     if sign is not None:
         return _times_sign(old.astype(jnp.float32), sign)
