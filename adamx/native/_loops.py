@@ -10,8 +10,8 @@ from adamx.native._regions import Region
 # Elements of a block: what is made before it is reduced, or in 32 bits before it is
 # written in 8, in the fastest cache. Loops that do one thing are vectorised.
 BLOCK = 512
-# So many elements ahead, a reduction of codes asks for what it will read. A processor
-# does so of its own accord, but not beyond a page of memory.
+# So many elements ahead, a reduction asks for what it will read. A processor does so of
+# its own accord, but not beyond a page of memory.
 AHEAD = 8 * BLOCK
 
 _ROW = [
@@ -45,8 +45,8 @@ class Parts:
 
     @property
     def asks_ahead(self) -> bool:
-        """Whether it computes about as long as it waits for what it reads."""
-        return bool(self.region.reductions) and any(map(is_byte, self.region.arrays))
+        """Whether it reads only: a loop that also writes gains nothing by asking."""
+        return bool(self.region.reductions)
 
     def read(self, i: int, value: Value, kind: str) -> str:
         """Declares an array; the name of its element."""
