@@ -274,6 +274,20 @@ def test_keep_and_the_default_min_size_decide_what_stays_float32():
     assert half_codes(one, codecs.bfloat16_stochastic())["scalar"].dtype == jnp.bfloat16
 
 
+def test_scales_of_what_stays_float32_are_not_touched():
+    """No operation, and no loop, for numbers that nobody reads."""
+    params = {"encoded": jnp.zeros((256, 256)), "last": jnp.zeros((4, 4))}
+    tx = adamx.adamw(1e-3, mu_dtype=codecs.int8(), nu_dtype=codecs.int8())
+    state = tx.init(params)
+    jaxpr = jax.make_jaxpr(lambda s, g: tx.update(g, s, params)[1])(state, params).jaxpr
+    paths = jax.tree_util.tree_flatten_with_path(state)[0]
+    held = zip(paths, jaxpr.invars, jaxpr.outvars, strict=False)
+    untouched = {jax.tree_util.keystr(path) for (path, _), v, w in held if v is w}
+    scales = {p for p in untouched if ".scales" in p}
+    assert len(scales) == 4
+    assert all("'last'" in path for path in scales)
+
+
 def half_codes(params, codec):
     return adamx.scale_by_adam(nu_dtype=codec).init(params).nu.codes
 

@@ -96,8 +96,13 @@ def is_in_passes(own: Sequence[jax.Array]) -> bool:
 
 
 def at_turn(turn: jax.Array, own: list[jax.Array]) -> list[jax.Array]:
-    """A leaf's codes and scales; these are known only once `turn` is, a number >= 0."""
+    """A leaf's codes and scales; these are known only once `turn` is, a number >= 0.
+
+    Of a leaf that is not encoded, nothing reads the scales: they stay what they are.
+    """
     codes, *scales = own
+    if not is_code(codes.dtype):
+        return own
     return [codes, *(behind(turn, s) for s in scales)]
 
 
