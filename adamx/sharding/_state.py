@@ -182,9 +182,9 @@ def state_shardings(
     parameters are left in pieces.
 
     Values are those of one device: of an algorithm that goes element by element, bit
-    for bit, with traced b1 and b2 too. (Two exceptions are known, on CPUs with AVX-512,
-    in the last place, where a device has few columns or few elements: the parameters of
-    nadam with `momentum_decay`, and those and the trace of rmsprop with momentum.) Sums
+    for bit, with traced b1 and b2 too. (Exceptions are known, on CPUs with AVX-512, in
+    the last place, where a device has few columns or few elements: nadam and amsgrad
+    with an `eps_root`, and rmsprop, centred, with momentum, its trace too.) Sums
     (norms, LAMB) are added up in another order.
 
     Args:
