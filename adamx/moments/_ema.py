@@ -224,8 +224,10 @@ def rounded(x: jax.Array, beside: jax.Array) -> jax.Array:
       x: a product.
       beside: an array whose NaNs make the sum NaN anyway; there, and only there, it is
         returned instead of x. (A constant will not do: LLVM may add it, then choose.
-        Nor one array for both terms of a sum: it would add, then choose once.) On a
-        mesh with explicit axes one of another sharding is not asked: x as it is.
+        Nor one array for both terms of a sum: it would add, then choose once. Nor that
+        beside which the sum is rounded next, such as the parameter, in `apply_updates`:
+        of two choices by one condition, LLVM leaves out the inner.) On a mesh with
+        explicit axes one of another sharding is not asked: x as it is.
     """
     if not are_placed_alike(x, beside):
         return x

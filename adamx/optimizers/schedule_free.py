@@ -134,9 +134,10 @@ def schedule_free_leaf(
         step = moments.rounded(step, g)
         return step + moments.product(p, decay) if is_decayed else step
 
-    # By the new z, not the old one: z can then be overwritten before y is.
+    # By the new z, not the old one: z can then be overwritten before y is. And neither
+    # is rounded beside p, as their sum is in the end: see `moments.rounded`.
     z = z - step(nu_scale)
-    towards = moments.rounded(moments.scale(z - p, z_part), p)
+    towards = moments.rounded(moments.scale(z - p, z_part), g)
     besides = moments.rounded(moments.scale(step(same_scale), step_part), z)
     update = towards - besides
     return update, z, nu
