@@ -55,7 +55,7 @@ TESTS = {
         ["tests/test_codecs_contract.py", "-k", "adamw-"],
     ],
     "_codes": [
-        [CODECS, "-k", "nearest or scales_are or old_code or reference"],
+        [CODECS, "-k", "nearest or scales_are or old_code or moves_on or reference"],
         [BOUNDS, "-k", "not stream"],
         [CODECS, BOUNDS, "-k", "stream or slow_changes or dies_away"],
     ],

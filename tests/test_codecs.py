@@ -500,3 +500,26 @@ def test_rounding_at_random_is_right_in_the_mean_for_every_old_code(dtype):
         np.testing.assert_array_equal(crossed, np.broadcast_to(nearest, crossed.shape))
         gaps = np.maximum(gap, size / levels.size)[before != 0]
         assert np.all(np.abs(nearest[0] + x[before != 0]) <= 0.51 * gaps + 1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "is_always"), [("uint8", True), ("uint4", False)])
+def test_a_square_that_moves_on_is_rounded_at_random_in_8_bits_alone(dtype, is_always):
+    """Three codes away from the old one: a mean to keep, or the nearest."""
+    grid, levels = 4096, 2.0 ** (8 if dtype == "uint8" else 4)
+    k = np.arange(4, levels - 1)
+    x = np.float32(((k + 0.3) / levels) ** 2)
+    bits = (jnp.arange(grid, dtype=jnp.uint32) * (2**32 // grid))[:, None]
+    bits = jnp.broadcast_to(bits + jnp.uint32(2**31 // grid), (grid, k.size))
+    old = jnp.asarray(k - 3 - 1).astype(dtype)
+    one = (jnp.ones((1, 1)),)
+    codes = _codes.encode(
+        jnp.broadcast_to(x, bits.shape), one, jnp.broadcast_to(old, bits.shape), bits
+    )
+    read = np.asarray(_codes.decode(codes, one, jnp.float32), np.float64)
+    below, above = (k / levels) ** 2, ((k + 1) / levels) ** 2
+    if is_always:
+        step = above - below
+        assert np.all(np.abs(read.mean(0) - x) < 2 / grid * step + 1e-6 * x)
+        assert np.all(np.ptp(read, axis=0) > 0.99 * step)
+    else:
+        np.testing.assert_allclose(read, np.broadcast_to(below, read.shape), rtol=1e-6)
