@@ -523,3 +523,22 @@ def test_a_square_that_moves_on_is_rounded_at_random_in_8_bits_alone(dtype, is_a
         assert np.all(np.ptp(read, axis=0) > 0.99 * step)
     else:
         np.testing.assert_allclose(read, np.broadcast_to(below, read.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4", "float8_e4m3fn", "float8_e5m2"])
+def test_a_mean_leaves_0_alike_in_both_directions(dtype):
+    dtype, grid, one = jnp.dtype(dtype), 4096, (jnp.ones((1, 1)),)
+    if jnp.issubdtype(dtype, jnp.integer):
+        first = jnp.ones((1, 1), dtype)
+    else:
+        first = jnp.full((1, 1), jnp.finfo(dtype).smallest_subnormal, dtype)
+    step = float(_codes.decode(first, one, jnp.float32)[0, 0])
+    x = step * jnp.array([0.3, -0.3, 0.9, -0.9])
+    bits = (jnp.arange(grid, dtype=jnp.uint32) * (2**32 // grid))[:, None]
+    bits = jnp.broadcast_to(bits + jnp.uint32(2**31 // grid), (grid, 4))
+    # To the nearest where that is not 0; at random, with the right mean, where it is.
+    for old, want in ((0, [0.3, -0.3, 1, -1]), (1, [0, 0, 0.9, -1])):
+        was = jnp.broadcast_to(first if old else jnp.zeros_like(first), bits.shape)
+        codes = _codes.encode(jnp.broadcast_to(x, bits.shape), one, was, bits)
+        read = np.asarray(_codes.decode(codes, one, jnp.float32), np.float64) / step
+        np.testing.assert_allclose(read.mean(0), want, atol=2 / grid + 1e-4)
