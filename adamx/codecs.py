@@ -165,7 +165,8 @@ def fp8(
 
     The relative error is the same for large and small numbers: at most 12.5% in e4m3,
     25% in e5m2; with rounding="nearest" half of these. The smallest number is 2^-18 of
-    the scale in e4m3, 2^-32 in e5m2. What is not 0 is never read as 0.
+    the scale in e4m3, 2^-32 in e5m2. A mean square is never read as 0 where its group
+    is not.
 
     Args:
       layout, block, rounding, seed, min_size, keep: see `int8`.

@@ -30,7 +30,8 @@ Source: Dettmers, Lewis, Shleifer & Zettlemoyer, "8-bit Optimizers via Block-wis
 Quantization" (2022), sections 1.3 and 2.2 (dynamic; for squares, twice the numbers);
 Li, Chen & Zhu, "Memory Efficient Optimizers with 4-bit States" (2023) (without 0).
 
-    python benchmarks/codes.py [--parts codes layouts] [--markdown] [--quick]
+    python benchmarks/codes.py [--parts codes layouts] [--only ROW] [--markdown]
+    python benchmarks/codes.py --quick
 """
 
 import argparse
@@ -372,12 +373,15 @@ def layout_rows(names: Any, cells: Any) -> list[list[str]]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=[*QUICK], default=[*QUICK])
+    rows = [*PAIRS, *LAYOUTS]
+    parser.add_argument("--only", nargs="+", choices=rows, default=rows, metavar="ROW")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a smoke test, few rows")
     options = parser.parse_args(arguments)
     print(f"{step_time.device_name()}; {step_time.versions()}")
     began, is_quick = time.perf_counter(), options.quick
     names = QUICK if is_quick else {"codes": (*PAIRS,), "layouts": (*LAYOUTS,)}
+    names = {part: [n for n in own if n in options.only] for part, own in names.items()}
     contestants: dict[str, Any] = {}
     if "codes" in options.parts:
         contestants |= {n: coded(*PAIRS[n]) for n in names["codes"]}

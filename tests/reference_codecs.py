@@ -109,11 +109,11 @@ def decoded(stored, scale, code):
     return np.sign(k) * (np.abs(k) / code.levels) ** code.power * scale
 
 
-def float_codes(x, scale, name):
-    """The float8 numbers, to the nearest; what is not 0 is at least the smallest."""
+def float_codes(x, scale, name, is_square=False):
+    """The float8 numbers, to the nearest; of a square at least the smallest."""
     dtype = np.dtype(getattr(ml_dtypes, name))
     share = np.asarray(x, np.float64) / np.where(scale > 0, scale, 1.0)
     k = share * LARGEST[name]
     near = k.astype(dtype).astype(np.float64)
     smallest = float(ml_dtypes.finfo(dtype).smallest_subnormal)
-    return np.where((near == 0) & (k != 0), np.copysign(smallest, k), near)
+    return np.maximum(near, smallest) if is_square else near

@@ -53,8 +53,9 @@ def check(x, held, label, is_signed, layout, block):
     assert all(s.ndim == x.ndim for s in held.scales)
     assert np.all(np.isfinite(got))
     assert np.all(got * np.sign(x) >= 0) or np.any(np.isnan(x))
-    if not is_signed and "e" not in label[:2]:
-        assert np.all(got[scale >= LEAST_SCALE] > 0)
+    if not is_signed:
+        least = LEAST_SCALE * (2.0**14 if held.codes.dtype == "float8_e5m2" else 1)
+        assert np.all(got[scale >= least] > 0)
     is_number = np.isfinite(x)
     # NaN is the group's scale; infinity the largest scale, 2^126.
     np.testing.assert_allclose(np.abs(got[~is_number]), scale[~is_number], rtol=1e-6)
@@ -63,7 +64,6 @@ def check(x, held, label, is_signed, layout, block):
     if jnp.issubdtype(held.codes.dtype, jnp.floating):
         dtype = held.codes.dtype
         bound = _fp8_bound(share, dtype, "stochastic" in label) * scale
-        assert np.all((got != 0) | (np.abs(x) < TINY) | (scale < LEAST_SCALE))
         error = np.abs(got - x)
         slack = 2e-6 * (scale * share + bound)
         if IS_OLD_XLA:  # rounds to float16 first
@@ -154,6 +154,30 @@ def test_what_is_not_a_number_stays_in_its_element(label):
                 np.testing.assert_array_equal(read, other)
 
 
+@pytest.mark.parametrize("label", [*CODECS, "bfloat16"])
+def test_a_tiny_gradient_beside_large_ones_makes_no_large_step(label):
+    """In a row and a column of 1 or 1e18; from 3e-18 down its square is 0 in float32.
+
+    A mean that is read as more than it is, over a square that is read as 0, is a step
+    of any size.
+    """
+    codec = make(label)
+    tx = adamx.scale_by_adam(mu_dtype=codec, nu_dtype=codec)
+    tiny = jnp.array([0.0, 1e-40, 1e-23, 3e-18, 1e-10])
+    beside = jnp.array([1.0, 1e18])
+    g = jnp.full((5, 2, 24, 32), 1e-3).at[..., 0, :].set(beside[None, :, None])
+    g = g.at[..., 0].set(beside[None, :, None]).at[..., 0, 0].set(tiny[:, None])
+
+    def run(g):
+        def step(state, i):
+            updates, state = tx.update(jnp.where(i % 7 < 3, -g, g), state)
+            return state, jnp.max(jnp.abs(updates))
+
+        return jax.lax.scan(step, tx.init(g), jnp.arange(20))[1]
+
+    assert np.max(jax.jit(jax.vmap(jax.vmap(run)))(g)) < 3
+
+
 # ------------------------------------------------------------------- a hard stream
 
 
@@ -187,7 +211,7 @@ def _survives(label, layout, steps, rare):
 
     (after, state), sizes = jax.jit(jax.vmap(run))(jnp.array([1e-8, 0.0]))
     assert np.all(np.isfinite(after))
-    assert np.all(np.isfinite(sizes))
+    assert np.all(sizes < 0.01)  # ten times the rate
     moments = state[0].mu, state[0].nu
     for leaf in jax.tree.leaves((moments, [codecs.decode(m) for m in moments])):
         assert np.all(np.isfinite(np.asarray(leaf, np.float32)))

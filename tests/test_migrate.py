@@ -164,6 +164,21 @@ def test_moments_in_another_form(old, new):
     assert wp.form(migration.state) == wp.form(make(new).init(params))
 
 
+def test_in_fp8_a_square_beside_others_is_never_0():
+    """mu / sqrt(nu) with nu = 0 is a step of any size. Means and curvatures may be."""
+    params = {"w": jnp.ones((32, 32))}
+    moment = {"w": jnp.ones((32, 32)).at[0, 0].set(0.0)}
+    fp8 = codecs.fp8(min_size=0)
+    smallest = {adamx.scale_by_adam: 2.0**-9 / 448, adamx.scale_by_sophia: 0.0}
+    for make, square in smallest.items():
+        state = make().init(params)._replace(mu=moment, nu=moment)
+        new = migrate(state, make(mu_dtype=fp8, nu_dtype=fp8), params).state
+        for encoded, want in ((new.mu, 0.0), (new.nu, square)):
+            got = codecs.decode(encoded)["w"]
+            assert float(got[0, 0]) == pytest.approx(want, rel=1e-6)
+            assert np.all(got.ravel()[1:] == 1)
+
+
 @pytest.mark.parametrize("pair", [("split", "full"), ("full", "split")], ids="-".join)
 def test_masters_change_their_storage_and_lose_nothing(pair):
     made = {

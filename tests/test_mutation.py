@@ -56,6 +56,14 @@ def test_the_result_in_the_repository_can_be_continued():
     assert mutation.merged(text, {}, []) == text
 
 
+def test_a_sample_is_a_part_of_all_mutants():
+    (path,) = [path for path in mutation.FILES if path.stem == "_layout"]
+    every, some = (mutation.drawn(path, f) for f in (set(), {"--sample=7"}))
+    assert len(some) == 7 < len(every)
+    assert set(some) < set(every)
+    assert mutation.drawn(path, {"--sample=1000"}) == every
+
+
 @pytest.mark.parametrize("name", mutation.TESTS)
 def test_files_with_tests_of_their_own_exist_and_have_mutants(name):
     (path,) = [path for path in mutation.FILES if path.stem == name]

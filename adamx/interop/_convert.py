@@ -4,6 +4,7 @@ A moment is read with what reads it in an optimizer, and stored with what stores
 exactly where the new form holds more, rounded to the nearest where it holds less.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,8 @@ def converted(
     wanted: Mapping[str, Any],
     param: Any,
     factor: float = 1.0,
+    *,
+    is_square: bool = False,
 ) -> tuple[dict[str, jax.Array], str] | str:
     """The parts of an array in the form of others.
 
@@ -55,6 +58,7 @@ def converted(
       saved, wanted: by part: {"": array}, or {"codes": ..., "scales.0": ...}.
       param: the parameter it belongs to, or None.
       factor: what a moment is multiplied by.
+      is_square: whether it is a moment that is never negative.
 
     Returns:
       The parts, and what was done; or why it cannot be.
@@ -80,10 +84,12 @@ def converted(
     x = _read([as_array(saved[part]) for part in order or [""]])
     if factor != 1.0:
         x = moments.scale(x, jnp.asarray(factor, real_dtype(x.dtype)))
-    return _stored(x, wanted), note
+    return _stored(x, wanted, is_square), note
 
 
-def _stored(x: jax.Array, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+def _stored(
+    x: jax.Array, wanted: Mapping[str, Any], is_square: bool
+) -> dict[str, jax.Array]:
     if "codes" not in wanted:
         return {"": x.astype(wanted[""].dtype)}
     parts = {part: as_array(array) for part, array in wanted.items()}
@@ -92,17 +98,18 @@ def _stored(x: jax.Array, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
         return parts | {"codes": x.astype(codes.dtype)}
     x = x.astype(jnp.float32)
     order = [part for part in PARTS[1:] if part in parts]
-    codes, scales = _encoded(x, codes, tuple(parts[part] for part in order))
+    held = tuple(parts[part] for part in order)
+    codes, scales = _encoded(x, codes, held, is_square)
     return parts | dict(zip(order, scales, strict=True)) | {"codes": codes}
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=3)
 def _encoded(
-    x: jax.Array, codes: jax.Array, scales: tuple[jax.Array, ...]
+    x: jax.Array, codes: jax.Array, scales: tuple[jax.Array, ...], is_square: bool
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Codes and scales of an array, in the forms of others; to the nearest."""
     scales = find_scales(lambda turn: x, scales)
-    return encode(x, scales, codes, None), scales
+    return encode(x, scales, codes, None, is_square=is_square), scales
 
 
 def _is_number(x: Any, parts: Mapping[str, Any]) -> bool:

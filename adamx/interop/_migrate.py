@@ -195,7 +195,10 @@ class _Owner:
         if factor == 1.0 and is_same(saved, wanted):
             return _all(parts, {k: as_array(v) for k, v in saved.items()}, KEPT, "")
         param = unboxed(self.params.get(path))
-        got = converted(self.kind.split("#")[0], saved, wanted, param, factor)
+        kind = self.kind.split("#")[0]
+        # Sophia's is a curvature, of either sign.
+        is_square = base in ("nu", "nu_max") and kind != "scale_by_sophia"
+        got = converted(kind, saved, wanted, param, factor, is_square=is_square)
         if isinstance(got, str):
             return _all(parts, wanted, INITIALISED, got)
         return _all(parts, got[0], CONVERTED, why or got[1])

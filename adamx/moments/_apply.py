@@ -107,7 +107,7 @@ def apply_rule(
     if params is not None:
         _tree.check_like_params(updates, params)
     moments = {**signed, **unsigned, **reduced}
-    slots = [Slot(name, moment) for name, moment in moments.items()]
+    slots = [Slot(name, held, name not in signed) for name, held in moments.items()]
     order = list(each)
     leaves = jax.tree.leaves(updates)
     rows = iter(zip(*each.values(), strict=True) if each else [()] * len(leaves))

@@ -159,6 +159,8 @@ def encode(
     scales: tuple[jax.Array, ...],
     old: jax.Array,
     bits: jax.Array | None,
+    *,
+    is_square: bool = False,
 ) -> jax.Array:
     """The codes of an array.
 
@@ -167,6 +169,8 @@ def encode(
       scales: at least |x| in each group; none for bfloat16.
       old: the codes of the step before, which decide the dtype.
       bits: random bits of the array's shape; None: to the nearest code.
+      is_square: whether no number may be read as 0 where its group is not: asked of
+        float8 alone, since unsigned integers are for nothing else.
     """
     if not is_scaled(old.dtype):
         if bits is None:
@@ -174,7 +178,7 @@ def encode(
         return _rounding.round_stochastic(x.astype(jnp.float32), bits)
     if jnp.issubdtype(old.dtype, jnp.floating):
         size = jnp.abs(x).astype(jnp.float32) * _inverse(scales, x.shape, old.dtype)
-        return _float_code(x, _at_most(size, old.dtype), old, bits)
+        return _float_code(x, _at_most(size, old.dtype), old, bits, is_square)
     return _integer_code(x, scales, old, bits)
 
 
@@ -284,7 +288,11 @@ def _round(
 
 
 def _float_code(
-    x: jax.Array, size: jax.Array, old: jax.Array, bits: jax.Array | None
+    x: jax.Array,
+    size: jax.Array,
+    old: jax.Array,
+    bits: jax.Array | None,
+    is_square: bool,
 ) -> jax.Array:
     limits = jnp.finfo(old.dtype)
     smallest = jnp.float32(limits.smallest_subnormal)
@@ -296,9 +304,11 @@ def _float_code(
         k = size / unit
         before = jnp.abs(old.astype(jnp.float32)) / unit
         below = jnp.floor(k)
-        stays = (jnp.abs(k - before) < 0.5) & ((x < 0) == (old < 0))
+        is_same = ((x < 0) == (old < 0)) | (before == 0)
+        stays = (jnp.abs(k - before) < 0.5) & is_same
         size = _round(k, below, k - below, stays, bits) * unit
-    # What is not 0 never becomes 0: mu / sqrt(nu) with nu = 0 would be lost. (size may
-    # be 0 all the same: beside a scale that is 1e38 times larger.)
-    size = jnp.where(x != 0, jnp.maximum(size, smallest), 0.0)
+    if is_square:
+        # Not for means, which would never die away; and whose smallest code, beside a
+        # square that has underflowed to 0, is a step of hundreds of learning rates.
+        size = jnp.maximum(size, smallest)
     return jnp.where(x < 0, -size, size).astype(old.dtype)

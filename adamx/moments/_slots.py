@@ -23,10 +23,12 @@ class Slot:
     Attributes:
       name: its field in the State.
       moment: a tree, or an `Encoded`.
+      is_square: whether it is never negative: see `encode`.
     """
 
     name: str
     moment: PyTree
+    is_square: bool = False
 
     @property
     def trees(self) -> tuple[PyTree, ...]:
@@ -70,7 +72,8 @@ class Slot:
         codes, *scales = own
         found = find_scales(new, tuple(scales), is_simple=is_in_passes(own))
         bits = None if start is None else _rounding.spread_bits(start, codes.shape)
-        return [encode(new(None), found, codes, bits), *found]
+        coded = encode(new(None), found, codes, bits, is_square=self.is_square)
+        return [coded, *found]
 
     def state(self, trees: Sequence[PyTree]) -> PyTree:
         """The new moment for the State, of its trees."""
