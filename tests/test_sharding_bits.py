@@ -90,20 +90,12 @@ def check_everywhere(tx, places):
     chex.assert_trees_all_equal({name: params[name] for name in few}, few)
 
 
-# Found with AVX-512, and not mended: see `state_shardings` and SLOW.md.
-KNOWN = {"rmsprop-centered", "nadam-warming", "amsgrad-pytorch"}
 ELEMENTWISE = [row for row in ROWS if row.reduces == "nothing"]
 ONE_OF_EACH = [row for row in NAMES if row.reduces == "nothing"]
 
 
-def cases(rows):
-    for row in rows:
-        mark = pytest.mark.xfail(raises=AssertionError, reason="see KNOWN")
-        yield pytest.param(row, id=row.id, marks=[mark] if row.id in KNOWN else [])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("row", list(cases(ELEMENTWISE)))
+@pytest.mark.parametrize("row", ELEMENTWISE, ids=lambda row: row.id)
 @as_users
 def test_of_every_algorithm_that_goes_element_by_element(row):
     """Parameters and state; ZeRO-1 with one row of each algorithm, for time."""

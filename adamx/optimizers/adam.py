@@ -131,7 +131,7 @@ def adam_direction_leaf(
     numerator = moments.scale(mu, mu_scale)
     if g_scale is not None:
         numerator = moments.rounded(numerator, mu) + moments.product(g, g_scale)
-    denominator = jnp.sqrt(nu * nu_scale + eps_root) + eps
+    denominator = jnp.sqrt(moments.product(nu, nu_scale) + eps_root) + eps
     return moments.divide_or_zero(numerator, denominator)
 
 

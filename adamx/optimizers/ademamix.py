@@ -114,7 +114,7 @@ def ademamix_leaf(
     mu_slow = moments.update_average(mu_slow, g, weight3)
     nu = moments.update_square(nu, _tree.abs_squared(g), weight2)
     numerator = moments.product(mu, mu_scale) + moments.product(mu_slow, alpha)
-    denominator = jnp.sqrt(nu * nu_scale + eps_root) + eps
+    denominator = jnp.sqrt(moments.product(nu, nu_scale) + eps_root) + eps
     return moments.divide_or_zero(numerator, denominator), mu, mu_slow, nu
 
 

@@ -101,7 +101,8 @@ def amsgrad_leaf(
     mu = moments.update_average(mu, g, weight1)
     nu = moments.update_square(nu, _tree.abs_squared(g), weight2)
     nu_max = jnp.maximum(nu_max, nu * scale_before_maximum)
-    denominator = jnp.sqrt(nu_max * scale_after_maximum + eps_root) + eps
+    nu_hat = moments.product(nu_max, scale_after_maximum)
+    denominator = jnp.sqrt(nu_hat + eps_root) + eps
     update = moments.divide_or_zero(moments.scale(mu, mu_scale), denominator)
     return update, mu, nu, nu_max
 

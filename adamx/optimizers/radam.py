@@ -119,7 +119,7 @@ def radam_leaf(
     numerator = moments.scale(mu, mu_scale)
     if g_scale is not None:
         numerator = moments.rounded(numerator, mu) + moments.product(g, g_scale)
-    root = jnp.sqrt(nu * nu_scale + eps_root) + eps
+    root = jnp.sqrt(moments.product(nu, nu_scale) + eps_root) + eps
     denominator = jnp.where(is_rectified, root, jnp.ones_like(root))
     return moments.divide_or_zero(numerator, denominator), mu, nu
 

@@ -98,7 +98,7 @@ def rms_leaf(
       update, nu.
     """
     nu = moments.update_square(nu, _tree.abs_squared(g), weight)
-    denominator = jnp.sqrt(nu * correction_scale + eps_root) + eps
+    denominator = jnp.sqrt(moments.product(nu, correction_scale) + eps_root) + eps
     return moments.divide_or_zero(g, denominator), nu
 
 

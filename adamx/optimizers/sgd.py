@@ -61,10 +61,12 @@ def momentum_leaf(
       update, trace.
     """
     # float32(0.9) is wrong by 2.6e-8; the sum would multiply that by its memory.
-    trace = g + moments.decay(trace, weight)
+    trace = moments.rounded(g, trace) + moments.decay(trace, weight)
     if decay is None:
         return trace, trace
-    return g + moments.product(trace, decay), trace
+    # Beside one another: see `moments.rounded`. (g may be a product, as in rmsprop.)
+    besides = moments.rounded(moments.scale(trace, decay), g)
+    return moments.rounded(g, trace) + besides, trace
 
 
 def scale_by_momentum(
