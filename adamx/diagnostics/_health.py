@@ -33,6 +33,7 @@ RULES: tuple[Rule, ...] = (
     _rules.imbalance,
     _rules.rate_apart,
     _rules_run.lost_loss,
+    _rules_run.lost_val_loss,
     _rules_run.diverging,
     _rules_run.burst,
     _rules_run.stuck,
@@ -57,10 +58,13 @@ _IMPLIED = {
         *("outliers", "exploding", "growing", "nonfinite", "rate_apart"),
     },
     "plateau": {
-        *("gap", "memorised", "diverging", "lost_loss", "stuck"),
+        *("gap", "memorised", "diverging", "lost_loss", "stuck", "lost_val_loss"),
         *("near_zero", "eps_dominates"),
     },
-    "ready_for_sgd": {"gap", "memorised", "diverging", "lost_loss", "stuck"},
+    "ready_for_sgd": {
+        *("gap", "memorised", "diverging", "lost_loss", "stuck", "burst", "skipped"),
+        *("tiny_early", "exploding", "oscillation", "unshuffled", "lost_val_loss"),
+    },
     "memorised": {"gap", "diverging", "lost_loss"},
     "burst": {"diverging", "lost_loss"},
     "diverging": {"lost_loss"},
