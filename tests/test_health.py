@@ -705,6 +705,35 @@ def test_only_the_validation_loss_is_lost():
     assert named(adamx.health(history(**both))) == {("lost_loss", None)}
 
 
+def test_what_is_printed_where_nothing_is_found():
+    losses = ("training loss (not recorded)", "validation loss (not recorded)")
+    nothing = adamx.health(adamx.History())
+    layers = "layers (not measured: adamx.diagnose measures them)"
+    assert nothing == []
+    assert nothing.not_judged == (layers, *losses)
+    assert str(nothing) == (
+        f"no findings in 0 records\nnot judged: {'; '.join(nothing.not_judged)}"
+    )
+    metrics = {"loss": falling, "val_loss": lambda k: 2.0 - k / 25}
+    well = adamx.health(history(**metrics))
+    assert str(well) == "no findings in 40 records of 6 layers"
+    few = adamx.health(history(n=4, **metrics))
+    assert few.not_judged == (
+        "layers (4 measurements behind step 50 and the warmup, of 5 that it takes)",
+        "training loss (4 records, of 10 that it takes)",
+        "validation loss (4 records, of 10 that it takes)",
+    )
+    one = adamx.health(history(n=1, layers=("w",))[0].reading)
+    assert str(one) == (
+        "no findings in 1 reading of 1 layer\n"
+        "not judged: losses (a Reading has none: pass a History)"
+    )
+    ill = adamx.health(history({"r/p50": 1e-5, "r/p90": 5e-5}))
+    first, evidence, rest = str(ill).splitlines()
+    assert f"{first}\n{evidence}" == str(ill[0])
+    assert rest == f"not judged: {'; '.join(losses)}"
+
+
 def test_a_gap_needs_training_that_gets_better():
     def val(k):
         return 2.0 - k / 20 if k < 20 else 1.5
