@@ -187,12 +187,12 @@ ILLNESSES = {
         decays=True,
     ),
     "settled": Illness(
-        "three times the rate for 2,000 steps, without decay; examples in a batch",
-        (4, 2, 1),
-        lambda s: {"rate": 3.0, "batch": s},
+        "rate of all layers for 3,000 steps, without decay, times",
+        (8, 12, 16),
+        lambda s: {"rate": s},
         ("ready_for_sgd",),
         where="all",
-        phases=4,
+        phases=6,
         decays=True,
     ),
 }

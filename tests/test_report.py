@@ -195,7 +195,7 @@ def test_what_could_not_be_judged_is_said(tmp_path, capsys):
     assert "validation loss (not recorded)" in page.text
     adamx.print_report(history, width=200)
     assert "training loss (not recorded)" in capsys.readouterr().out
-    page, _ = page_of(tmp_path, run(3, 6))
+    page, _ = page_of(tmp_path, run(3, 12))
     assert "Not judged" not in page.text
 
 
