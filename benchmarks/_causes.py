@@ -36,7 +36,8 @@ class Illness(NamedTuple):
     Attributes:
       cause: for the table.
       strengths: three of them.
-      plant: strength -> what differs from SOUND.
+      plant: strength -> what differs from SOUND; "too_fast": times the patient's own
+        `too_fast`, a rate in units of its sound one.
       found: kinds of finding that say so.
       where: "layer", "relu" (the layer before one), or "all".
       cure: what differs from SOUND when the cause is gone.
@@ -178,21 +179,21 @@ ILLNESSES = {
         where="all",
     ),
     "plateau": Illness(
-        "rate of all layers for 2,000 steps, without decay, times",
-        (20, 30, 40),
-        lambda s: {"rate": s},
+        "a rate too large to go deeper, for 2,000 steps without decay, times",
+        (1, 1.5, 2),
+        lambda s: {"too_fast": s},
         ("plateau",),
         where="all",
         phases=4,
         decays=True,
     ),
     "settled": Illness(
-        "rate of all layers for 3,000 steps, without decay, times",
-        (8, 12, 16),
+        "rate of all layers for 6,000 steps without decay, times",
+        (3, 2, 4),
         lambda s: {"rate": s},
         ("ready_for_sgd",),
         where="all",
-        phases=6,
+        phases=12,
         decays=True,
     ),
 }

@@ -312,7 +312,9 @@ def course(
     carry = run.init(jax.random.key(seed))
     if illness.bias:
         carry = (shifted(carry[0], patient.relu, strength), carry[1])
-    plant, is_blind = illness.plant(strength), illness.is_blind
+    plant, is_blind = dict(illness.plant(strength)), illness.is_blind
+    if "too_fast" in plant:
+        plant["rate"] = plant.pop("too_fast") * patient.too_fast
     steps = illness.phases * PHASE
     carry = train(run, carry, plant, seed, 0, history, is_blind, illness.phases)
     yield history

@@ -72,14 +72,6 @@ def over(first: str, second: str) -> Callable[[adamx.History, str], Any]:
     return ratio
 
 
-def of_largest(name: str) -> Callable[[adamx.History, str], Any]:
-    def share(history: adamx.History, layer: str) -> Any:
-        steps, values = history.series(layer, name)
-        return steps, values / np.nanmax(values)
-
-    return share
-
-
 def ill(name: str, strength: float) -> dict[str, float]:
     return ILLNESSES[name].plant(strength)
 
@@ -90,6 +82,9 @@ CASES = {
         ill("nan", 2), "elements not finite", number("nonfinite"), linear=True
     ),
     "lost_loss": Case({"rate": 1e6}, "training loss", metrics=("loss",)),
+    "lost_val_loss": Case(
+        ill("lost validation", 1), "validation loss", metrics=("val_loss",)
+    ),
     "diverging": Case({"rate": 1e5}, "training loss", metrics=("loss",)),
     "burst": Case({"rate": 200.0}, "training loss", metrics=("loss",)),
     "stuck": Case({}, "training loss", metrics=("loss",), bias=-100.0, linear=True),
@@ -135,7 +130,7 @@ CASES = {
     "memorised": Case(ill("few examples", 32), "loss", metrics=BOTH, linear=True),
     "plateau": Case({}, "loss", phases=8, metrics=BOTH),
     "ready_for_sgd": Case(
-        ill("few examples", 16), "m / its largest", of_largest("m/p50"), limit=0.2
+        {"rate": 3.0}, "sqrt(v), median", number("sqrt_v/p50"), phases=12
     ),
 }
 
@@ -221,6 +216,10 @@ def _draw_layers(axes: Any, history: adamx.History, case: Case, layers: Any) -> 
 
 def _draw_metrics(axes: Any, history: adamx.History, case: Case) -> None:
     names = {"loss": "training", "val_loss": "validation", "skipped": None}
+    if case.metrics == ("val_loss",):  # lost: what there is instead
+        where = history.is_recorded("loss")
+        own = history.steps[where], history.column("loss")[where]
+        axes.plot(*own, color=GREY, label="training", linewidth=1.0)
     for name, color in zip(case.metrics, (ILL, BLUE), strict=False):
         where = history.is_recorded(name)
         values = history.column(name)[where]
@@ -228,7 +227,8 @@ def _draw_metrics(axes: Any, history: adamx.History, case: Case) -> None:
         steps = history.steps[where]
         axes.plot(steps, values, color=color, label=label, linewidth=1.2)
         if not np.isfinite(values[-1]):
-            lost = steps[np.flatnonzero(np.isfinite(values))[-1] + 1]
+            finite = np.flatnonzero(np.isfinite(values))
+            lost = steps[finite[-1] + 1] if len(finite) else steps[0]
             axes.axvspan(
                 lost, steps[-1], color=GREY, alpha=0.3, label="NaN or infinite"
             )
