@@ -47,6 +47,8 @@ class Case(NamedTuple):
       phases: of 500 steps.
       linear: the axis.
       metrics: columns that are drawn in the place of layers.
+      seed: of the run.
+      last: so many steps are drawn; None: all.
     """
 
     plant: dict[str, float]
@@ -57,6 +59,8 @@ class Case(NamedTuple):
     phases: int = 1
     linear: bool = False
     metrics: Sequence[str] = ()
+    seed: int = 3
+    last: int | None = None
 
 
 def number(name: str) -> Callable[[adamx.History, str], Any]:
@@ -109,10 +113,15 @@ CASES = {
         ill("outliers", 0.7), "r, 90th / 50th", over("r/p90", "r/p50"), limit=30
     ),
     "oscillation": Case(
-        ill("oscillation", 14), "cosine of g and m", number("cosine"), -0.2, linear=True
+        {"sorted": 2.0},
+        "training loss",
+        metrics=("loss",),
+        linear=True,
+        seed=0,
+        last=60,
     ),
     "unshuffled": Case(
-        ill("oscillation", 14), "training loss", metrics=("loss",), linear=True
+        ill("oscillation", 32), "training loss", metrics=("loss",), linear=True
     ),
     "skipped": Case(
         ill("nan loss", 7), "steps skipped", metrics=("skipped",), linear=True
@@ -135,9 +144,9 @@ CASES = {
 }
 
 
-def history_of(run: Any, case: Case, seed: int = 3) -> adamx.History:
+def history_of(run: Any, case: Case) -> adamx.History:
     """The history of an ill run."""
-    history = adamx.History()
+    history, seed = adamx.History(), case.seed
     carry = run.init(jax.random.key(seed))
     if case.bias:
         params, state = carry
@@ -181,6 +190,9 @@ def draw(history: adamx.History, kind: str, case: Case, path: Path) -> None:
             color=LIMIT,
         )
     axes.set(xlabel="step", ylabel=case.label)
+    if case.last:
+        end = int(history.steps[-1])
+        axes.set_xlim(end - case.last, end)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#EEEEEE", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -225,6 +237,8 @@ def _draw_metrics(axes: Any, history: adamx.History, case: Case) -> None:
         values = history.column(name)[where]
         label = names[name] if len(case.metrics) > 1 else None
         steps = history.steps[where]
+        if case.last:
+            steps, values = steps[-case.last :], values[-case.last :]
         axes.plot(steps, values, color=color, label=label, linewidth=1.2)
         if not np.isfinite(values[-1]):
             finite = np.flatnonzero(np.isfinite(values))
