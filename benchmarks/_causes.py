@@ -180,7 +180,7 @@ ILLNESSES = {
     ),
     "plateau": Illness(
         "a rate too large to go deeper, for 2,000 steps without decay, times",
-        (1, 1.5, 2),
+        (0.75, 1, 1.5),
         lambda s: {"too_fast": s},
         ("plateau",),
         where="all",

@@ -87,7 +87,7 @@ CASES = {
     ),
     "lost_loss": Case({"rate": 1e6}, "training loss", metrics=("loss",)),
     "lost_val_loss": Case(
-        ill("lost validation", 1), "validation loss", metrics=("val_loss",)
+        ill("lost validation", 1), "loss", metrics=("val_loss",), linear=True
     ),
     "diverging": Case({"rate": 1e5}, "training loss", metrics=("loss",)),
     "burst": Case({"rate": 200.0}, "training loss", metrics=("loss",)),
@@ -139,7 +139,7 @@ CASES = {
     "memorised": Case(ill("few examples", 32), "loss", metrics=BOTH, linear=True),
     "plateau": Case({}, "loss", phases=8, metrics=BOTH),
     "ready_for_sgd": Case(
-        {"rate": 3.0}, "sqrt(v), median", number("sqrt_v/p50"), phases=12
+        {"rate": 3.0}, "sqrt(v), median", number("sqrt_v/p50"), phases=12, seed=0
     ),
 }
 
@@ -228,7 +228,8 @@ def _draw_layers(axes: Any, history: adamx.History, case: Case, layers: Any) -> 
 
 def _draw_metrics(axes: Any, history: adamx.History, case: Case) -> None:
     names = {"loss": "training", "val_loss": "validation", "skipped": None}
-    if case.metrics == ("val_loss",):  # lost: what there is instead
+    is_alone = case.metrics == ("val_loss",)
+    if is_alone:  # lost: what there is instead
         where = history.is_recorded("loss")
         own = history.steps[where], history.column("loss")[where]
         axes.plot(*own, color=GREY, label="training", linewidth=1.0)
@@ -243,9 +244,8 @@ def _draw_metrics(axes: Any, history: adamx.History, case: Case) -> None:
         if not np.isfinite(values[-1]):
             finite = np.flatnonzero(np.isfinite(values))
             lost = steps[finite[-1] + 1] if len(finite) else steps[0]
-            axes.axvspan(
-                lost, steps[-1], color=GREY, alpha=0.3, label="NaN or infinite"
-            )
+            label = f"{names[name] if is_alone else ''} NaN or infinite".strip()
+            axes.axvspan(lost, steps[-1], color=GREY, alpha=0.3, label=label)
 
 
 def main(arguments: list[str] | None = None) -> None:
