@@ -54,10 +54,14 @@ class Diagnostics:
       count: the step at which it was measured; 0: not yet, and all numbers are NaN.
       layers: by name of the layer and of the number: `layers["dense/kernel"]["r/p50"]`.
         What the numbers are, and in which units: see `adamx.diagnose`.
+      unseen: steps that a guard around `adamx.diagnose` skipped so far, which `count`
+        knows nothing of: training has taken both. None without such a guard; a guard
+        inside of `adamx.diagnose` hides nothing from it.
     """
 
     count: Number
     layers: Mapping[str, Mapping[str, Number]]
+    unseen: Number | None = None
 
     def __repr__(self) -> str:
         if not isinstance(self.layers, Mapping):  # as in vmap's in_axes
@@ -76,8 +80,10 @@ class Reading:
     """What one optimizer state says about its last step.
 
     Attributes:
-      count: steps taken (under `optax.MultiSteps`, updates, not micro-steps). None
-        where no stage counts.
+      count: steps taken (under `optax.MultiSteps`, updates, not micro-steps). Those
+        that a guard skipped are not among them: it may be less than
+        `diagnostics.count`, and the step of training is `count + skipped`, which is
+        what a `History` goes by. None where no stage counts.
       learning_rate: the rate last applied, in parameter units per step; before the
         first step, the rate that it will have. A float, or a dict by group where
         several learning-rate stages are found (as with optax.partition).
@@ -185,7 +191,8 @@ def read(state: PyTree) -> Reading:
     for path, node in readable_nodes(state_tree(state)):
         for kind, value in node.readings().items():
             if isinstance(value, Diagnostics):
-                measured.append(_on_host(value))
+                unseen = _around(path, _outermost(found.get("skipped")))
+                measured.append(_on_host(value, unseen))
                 continue
             groups = value if isinstance(value, Mapping) else {None: value}
             for group, number in groups.items():
@@ -275,12 +282,18 @@ def _largest(values: Mapping[Any, Any] | None) -> Any:
     return candidates[0]
 
 
-def _on_host(measured: Diagnostics) -> Diagnostics:
+def _around(path: Any, values: Mapping[Any, Any] | None) -> Any:
+    """Of the State that holds the one at `path`; None: there is none."""
+    outer = {k: v for k, v in (values or {}).items() if path[: len(k)] == k != path}
+    return next(iter(outer.values()), None)
+
+
+def _on_host(measured: Diagnostics, unseen: Any) -> Diagnostics:
     layers = {
         layer: {name: to_host(number) for name, number in numbers.items()}
         for layer, numbers in measured.layers.items()
     }
-    return Diagnostics(to_host(measured.count), layers)
+    return Diagnostics(to_host(measured.count), layers, unseen)
 
 
 def joined(measured: Sequence[Diagnostics]) -> Diagnostics | None:
@@ -291,7 +304,8 @@ def joined(measured: Sequence[Diagnostics]) -> Diagnostics | None:
     for one in measured:
         layers |= one.layers
     counts = {i: one.count for i, one in enumerate(measured)}
-    return Diagnostics(_largest(counts), layers)
+    unseen = (one.unseen for one in measured if one.unseen is not None)
+    return Diagnostics(_largest(counts), layers, next(unseen, None))
 
 
 def _outermost(values: Mapping[Any, Any] | None) -> Mapping[Any, Any] | None:

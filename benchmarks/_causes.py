@@ -16,13 +16,16 @@ SOUND = {
     "layer_early": 1.0,  # of the sick layer
     "layer_late": 1.0,  # of the sick layer from step 440 on
     "rare": 0.0,  # share of the sick layer's columns with a gradient each 270 steps
-    "sorted": 0.0,  # the period in which batches are of the one half and of the other
+    "sorted": 0.0,  # data in order: step k has the (k modulo so many)th part of them
     "layer_nan": NO,  # NaN in the sick layer's gradient each so many steps
     "batch_nan": NO,  # NaN in the loss each so many steps
     "nan_from": NO,  # NaN in the loss from that step on
     "late": 1.0,  # gradients of all layers from step 440 on, times this
     "examples": NO,  # trained on, of all
+    "batch": NO,  # of the examples of a step so many count
     "fixed": 0.0,  # 1: the same batch in each step
+    "decayed": NO,  # the rate falls to 0 at that step, linearly over 500
+    "val_nan": 0.0,  # so many held-out examples have a loss of NaN
 }
 EARLY, LATE, RARE = 20, 440, 270
 
@@ -33,11 +36,14 @@ class Illness(NamedTuple):
     Attributes:
       cause: for the table.
       strengths: three of them.
-      plant: strength -> what differs from SOUND.
+      plant: strength -> what differs from SOUND; "too_fast": times the patient's own
+        `too_fast`, a rate in units of its sound one.
       found: kinds of finding that say so.
       where: "layer", "relu" (the layer before one), or "all".
       cure: what differs from SOUND when the cause is gone.
       bias: strength -> what is added to the bias before a ReLU while ill.
+      phases: of 500 steps, while ill.
+      decays: the cure leaves all as it is, but lets the rate decay to 0.
       restart: the cure begins again from the first parameters (they were lost).
       is_blind: layers are not measured.
     """
@@ -49,6 +55,8 @@ class Illness(NamedTuple):
     where: str = "layer"
     cure: Mapping[str, float] = MappingProxyType({})
     bias: bool = False
+    phases: int = 1
+    decays: bool = False
     restart: bool = False
     is_blind: bool = False
 
@@ -100,8 +108,8 @@ ILLNESSES = {
         restart=True,
     ),
     "oscillation": Illness(
-        "batches of one half of the labels, then of the other: period in steps",
-        (16, 14, 2),
+        "data in order, a part of them in each step: steps that it takes",
+        (32, 40, 48),
         lambda s: {"sorted": s},
         ("oscillation", "unshuffled"),
         where="all",
@@ -162,5 +170,30 @@ ILLNESSES = {
         ("exploding",),
         where="all",
         is_blind=True,
+    ),
+    "lost validation": Illness(
+        "held-out examples with a loss of NaN",
+        (1, 10, 100),
+        lambda s: {"val_nan": s},
+        ("lost_val_loss",),
+        where="all",
+    ),
+    "plateau": Illness(
+        "a rate too large to go deeper, for 2,000 steps without decay, times",
+        (0.75, 1, 1.5),
+        lambda s: {"too_fast": s},
+        ("plateau",),
+        where="all",
+        phases=4,
+        decays=True,
+    ),
+    "settled": Illness(
+        "rate of all layers for 6,000 steps without decay, times",
+        (3, 2, 4),
+        lambda s: {"rate": s},
+        ("ready_for_sgd",),
+        where="all",
+        phases=12,
+        decays=True,
     ),
 }

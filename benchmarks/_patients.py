@@ -29,6 +29,8 @@ class Patient(NamedTuple):
       augment: (key, batch) -> batch.
       batch: examples in a step.
       rate: a sound learning rate.
+      seed: of its runs.
+      too_fast: a rate at which the loss soon stands, in units of the sound one.
     """
 
     init: Callable[..., Any]
@@ -40,6 +42,8 @@ class Patient(NamedTuple):
     augment: Callable[..., Any]
     batch: int = 64
     rate: float = 2e-3
+    seed: int = 0
+    too_fast: float = 15.0
 
 
 def _dense(key: jax.Array, fan_in: int, fan_out: int) -> dict[str, jax.Array]:
@@ -129,7 +133,8 @@ def convolutions() -> Patient:
         logits = _apply(params["head"], x.mean((1, 2)))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
-    return Patient(init, losses, *_digits(), "conv_2/kernel", "conv_2", _moved)
+    data = _digits()
+    return Patient(init, losses, *data, "conv_2/kernel", "conv_2", _moved, too_fast=4.0)
 
 
 def recurrent() -> Patient:
@@ -174,7 +179,7 @@ def recurrent() -> Patient:
     train, held_out = rows[:-400], rows[-400:]
     train = train[np.argsort((train == alphabet[" "]).sum(1), kind="stable")]
     sick = "gate_hidden/kernel"
-    return Patient(init, losses, train, held_out, sick, "mixer", _as_it_is, 32)
+    return Patient(init, losses, train, held_out, sick, "mixer", _as_it_is, 32, seed=1)
 
 
 PATIENTS = {

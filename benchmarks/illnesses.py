@@ -6,6 +6,7 @@ away, and the run goes on for 500 more: the finding must be gone. Then runs of s
 optimizers, which must have none.
 
     python benchmarks/illnesses.py --jobs 2             # half an hour; a process each
+    python benchmarks/illnesses.py --only settled       # 6,000 steps each: an hour more
     python benchmarks/illnesses.py --model hidden       # the one for setting it up
     python benchmarks/illnesses.py --only dead eps --write benchmarks/ILLNESSES.md
     python benchmarks/illnesses.py --jobs 2 --keep FOLDER   # every run's history, too
@@ -15,6 +16,7 @@ optimizers, which must have none.
 import argparse
 import concurrent.futures
 import dataclasses
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import step_time
 from _causes import EARLY, ILLNESSES, LATE, NO, RARE, SOUND, Illness
@@ -33,6 +36,8 @@ from adamx.diagnostics._advice import WORDS
 
 EVERY = 10
 PHASE = 500
+SEEDS = 5
+MOST_PHASES = 4  # what lasts longer is run where it is asked for
 KIND = {words.symptom: kind for kind, words in WORDS.items()}
 ABOUT = """# What health finds
 
@@ -40,7 +45,10 @@ Printed by `python benchmarks/illnesses.py --write benchmarks/ILLNESSES.md`. An 
 is planted in a run of 500 steps; then its cause is taken away and the run goes on for
 500 (or begins again, where the parameters were lost). "Found": a finding that says what
 is wrong, in the layer where it is. "Clears": it is gone at the end. Bold in the second
-table: the kinds that say what is wrong."""
+table: the kinds that say what is wrong. "Harm": how much higher than in five sound
+runs of other seeds the validation loss is while ill, against their median; in brackets
+where one of the five is as high. Where the cure is a decay of the rate: against the
+loss behind it."""
 
 
 class Run(NamedTuple):
@@ -88,8 +96,8 @@ def batch_of(patient: Patient, key: Any, plant: Any, step: Any) -> Any:
     among = jnp.minimum(plant["examples"], total)
     key = jax.random.fold_in(key, jnp.where(plant["fixed"] > 0, 0, step))
     place = jax.random.uniform(key, (patient.batch,))
-    half = (2 * step // jnp.maximum(plant["sorted"], 1.0)) % 2
-    place = jnp.where(plant["sorted"] > 0, (place + half) / 2, place)
+    parts = jnp.maximum(plant["sorted"], 1.0)
+    place = (place + step % parts) / parts
     at = (place * among).astype(jnp.int32)
     at = at * (total // among).astype(jnp.int32)  # few examples: of all kinds
     batch = jax.tree.map(lambda x: jnp.asarray(x)[at], patient.train)
@@ -104,9 +112,13 @@ def prepared(patient: Patient, make_tx: Callable[..., Any] = make_tx) -> Run:
     @jax.jit
     def step(params: Any, state: Any, number: Any, plant: Any, key: Any) -> Any:
         batch = batch_of(patient, key, plant, number)
+        left = jnp.clip((plant["decayed"] - number) / PHASE, 0.0, 1.0)
+        plant = {**plant, "rate": plant["rate"] * left}
 
         def loss_fn(p: Any) -> jax.Array:
-            loss = patient.losses(p, batch).mean()
+            losses = patient.losses(p, batch)
+            counts = jnp.arange(len(losses)) < plant["batch"]
+            loss = jnp.where(counts, losses, 0.0).sum() / counts.sum()
             is_nan = (number + 1) % plant["batch_nan"] == 0
             is_nan |= number >= plant["nan_from"]
             return loss * jnp.where(is_nan, jnp.nan, 1.0)
@@ -122,7 +134,12 @@ def prepared(patient: Patient, make_tx: Callable[..., Any] = make_tx) -> Run:
         plant = {k: jnp.float32(v) for k, v in SOUND.items()}
         return params, make_tx(patient, plant).init(params)
 
-    validate = jax.jit(lambda p: patient.losses(p, patient.held_out).mean())
+    @jax.jit
+    def validate(params: Any, plant: Any) -> jax.Array:
+        losses = patient.losses(params, patient.held_out)
+        is_nan = jnp.arange(len(losses)) < plant["val_nan"]
+        return jnp.where(is_nan, jnp.nan, losses).mean()
+
     return Run(patient, step, validate, init)
 
 
@@ -138,11 +155,12 @@ def train(
     start: int,
     history: adamx.History,
     is_blind: bool = False,
+    phases: int = 1,
 ) -> Any:
-    """A phase; appends to the history after each `EVERY` steps, losses of all steps."""
+    """Some phases; appends to the history every `EVERY` steps, losses of all steps."""
     key = jax.random.key(seed)
     plant = {k: jnp.float32(v) for k, v in {**SOUND, **plant}.items()}
-    for at in range(start, start + PHASE, EVERY):
+    for at in range(start, start + phases * PHASE, EVERY):
         params, state = carry
         losses = []
         for number in range(at, at + EVERY):
@@ -151,7 +169,7 @@ def train(
             )
             losses.append(loss)
         carry = params, state
-        val_loss = run.validate(params)
+        val_loss = run.validate(params, plant)
         for k, loss in enumerate(losses[:-1]):
             history.append(adamx.Reading(), loss=loss, step=at + 1 + k)
         reading = adamx.read(state)
@@ -202,6 +220,28 @@ def findings(history: adamx.History) -> set[tuple[str, str]]:
     return {(KIND[f.symptom], f.layer or "all") for f in adamx.health(history)}
 
 
+class Harm(NamedTuple):
+    """What an illness does to the validation loss.
+
+    Attributes:
+      ill: medians of the last 5 while ill.
+      sound: those of sound runs of as many steps, with other seeds; of a run that the
+        decay of the rate cures, its own at the end.
+    """
+
+    ill: float
+    sound: tuple[float, ...]
+
+    def __str__(self) -> str:
+        """By how much it is higher than the median sound one."""
+        if not math.isfinite(self.ill):
+            return "lost"
+        times = self.ill / float(np.median(self.sound))
+        text = f"{100 * (times - 1):+.0f} %" if times < 10 else f"{times:.0f} times"
+        is_within = self.ill <= max(self.sound) and len(self.sound) > 1
+        return f"({text})" if is_within else text
+
+
 class Outcome(NamedTuple):
     """What health said of one run: while ill, and behind the cure."""
 
@@ -211,6 +251,26 @@ class Outcome(NamedTuple):
     ill: set[tuple[str, str]]
     cured: set[tuple[str, str]]
     right: set[tuple[str, str]]
+    harm: Harm
+
+
+def last_validation(history: adamx.History) -> float:
+    """The median of the last 5."""
+    values = history.column("val_loss")[history.is_recorded("val_loss")]
+    return float(np.median(values[-5:]))
+
+
+def sound_losses(run: Run, shelf: Shelf) -> tuple[float, ...]:
+    """The last validation losses of `SEEDS` sound runs of a phase."""
+    found = []
+    for k in range(SEEDS):
+        at = "reference", f"seed {k}", model_name(run)
+        history = shelf.load(*at) if shelf.is_read else shelf.new(*at)
+        if not shelf.is_read:
+            seed = 20 + SEEDS * run.patient.seed + k
+            train(run, run.init(jax.random.key(seed)), {}, seed, 0, history)
+        found.append(last_validation(history))
+    return tuple(found)
 
 
 def right_findings(illness: Illness, patient: Patient) -> set[tuple[str, str]]:
@@ -226,37 +286,48 @@ def right_findings(illness: Illness, patient: Patient) -> set[tuple[str, str]]:
     return {(k, layer) for k in illness.found for layer in layers[illness.where]}
 
 
-def fall_ill(name: str, strength: float, run: Run, seed: int, shelf: Shelf) -> Outcome:
+def fall_ill(
+    name: str, strength: float, run: Run, sound: tuple[float, ...], shelf: Shelf
+) -> Outcome:
     """What health says of a run made ill, and behind the cure."""
     at = name, float(strength), model_name(run)
     if shelf.is_read:
-        found = [findings(shelf.load(*at, phase)) for phase in ("ill", "cured")]
+        course_: Any = (shelf.load(*at, phase) for phase in ("ill", "cured"))
     else:
-        found = [findings(h) for h in course(name, strength, run, seed, shelf)]
-    return Outcome(*at, *found, right_findings(ILLNESSES[name], run.patient))
+        course_ = course(name, strength, run, shelf)
+    # One after the other: without a folder the second goes on in the first.
+    said = [(findings(history), last_validation(history)) for history in course_]
+    (ill, ill_loss), (cured, cured_loss) = said
+    harm = Harm(ill_loss, (cured_loss,) if ILLNESSES[name].decays else sound)
+    right = right_findings(ILLNESSES[name], run.patient)
+    return Outcome(*at, ill, cured, right, harm)
 
 
 def course(
-    name: str, strength: float, run: Run, seed: int, shelf: Shelf
+    name: str, strength: float, run: Run, shelf: Shelf
 ) -> Iterator[adamx.History]:
     """Trains: the history while ill, and then that behind the cure."""
     illness, patient = ILLNESSES[name], run.patient
+    seed = patient.seed
     at = name, float(strength), model_name(run)
     history = shelf.new(*at, "ill")
     carry = run.init(jax.random.key(seed))
     if illness.bias:
         carry = (shifted(carry[0], patient.relu, strength), carry[1])
-    carry = train(
-        run, carry, illness.plant(strength), seed, 0, history, illness.is_blind
-    )
+    plant, is_blind = dict(illness.plant(strength)), illness.is_blind
+    if "too_fast" in plant:
+        plant["rate"] = plant.pop("too_fast") * patient.too_fast
+    steps = illness.phases * PHASE
+    carry = train(run, carry, plant, seed, 0, history, is_blind, illness.phases)
     yield history
     if illness.bias:
         carry = (shifted(carry[0], patient.relu, -strength), carry[1])
     if illness.restart:
         carry = run.init(jax.random.key(seed))
     history = shelf.new(*at, "cured", after=None if illness.restart else history)
-    start = 0 if illness.restart else PHASE
-    train(run, carry, illness.cure, seed, start, history, illness.is_blind)
+    start = 0 if illness.restart else steps
+    cure = {**plant, "decayed": steps + PHASE} if illness.decays else illness.cure
+    train(run, carry, cure, seed, start, history, is_blind)
     yield history
 
 
@@ -278,6 +349,7 @@ def row(outcome: Outcome) -> list[str]:
         ILLNESSES[outcome.illness].cause,
         f"{outcome.strength:g}",
         outcome.model,
+        str(outcome.harm),
         "yes" if found else "**no**",
         text(sorted(outcome.ill)),
         "**no**" if still else "yes",
@@ -285,7 +357,7 @@ def row(outcome: Outcome) -> list[str]:
     ]
 
 
-HEAD = ["cause", "strength", "model", "found", "findings", "clears", "then"]
+HEAD = ["cause", "strength", "model", "harm", "found", "findings", "clears", "then"]
 
 
 def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -313,20 +385,22 @@ def confusion(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
 
 
 def judge_model(
-    seed: int, model: str, chosen: Sequence[str], is_quick: bool, shelf: Shelf
+    model: str, chosen: Sequence[str], is_quick: bool, shelf: Shelf
 ) -> tuple[list[Outcome], list[list[str]]]:
     """All runs of one model: outcomes, and rows of sound runs."""
     run = prepared(PATIENTS[model]())
     outcomes, well = [], []
-    for name in [name for name in chosen if name != "well"]:
+    ill = [name for name in chosen if name != "well"]
+    sound = sound_losses(run, shelf) if ill else ()
+    for name in ill:
         strengths = ILLNESSES[name].strengths
         for strength in strengths[:1] if is_quick else strengths:
-            outcomes.append(fall_ill(name, strength, run, seed, shelf))
+            outcomes.append(fall_ill(name, strength, run, sound, shelf))
             print(" | ".join(row(outcomes[-1])), flush=True)
     if "well" in chosen:
         names = list(optimizers(1.0))
         for name in names[:1] if is_quick else names:
-            found = be_well(name, run, 10 + seed, shelf)
+            found = be_well(name, run, 10 + run.patient.seed, shelf)
             well.append([name, model_name(run), text(sorted(found))])
             print(" | ".join(well[-1]), flush=True)
     return outcomes, well
@@ -347,8 +421,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
     models = options.model or ["convolutions", "recurrent"]
-    chosen = options.only or [*ILLNESSES, "well"]
-    jobs = [(i, m, chosen, options.quick, shelf) for i, m in enumerate(models)]
+    short = [name for name, own in ILLNESSES.items() if own.phases <= MOST_PHASES]
+    chosen = options.only or [*short, "well"]
+    jobs = [(m, chosen, options.quick, shelf) for m in models]
     columns = list(zip(*jobs, strict=True))
     if options.jobs > 1:
         spawn = multiprocessing.get_context("spawn")

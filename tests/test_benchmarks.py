@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import re
 import sys
 
 import jax
@@ -481,7 +482,10 @@ def test_a_planted_illness_is_found_and_clears(modules, tmp_path):
     modules["illnesses"].main(given)
     rows = [r for r in path.read_text().splitlines() if r.startswith("| eps")]
     sick = "eps_dominates: hidden_1/kernel"
-    assert rows[0] == f"| eps of a layer | 0.1 | hidden | yes | {sick} | yes | none |"
+    cells = [cell.strip() for cell in rows[0].split("|")[1:-1]]
+    harm = cells.pop(3)
+    assert cells == ["eps of a layer", "0.1", "hidden", "yes", sick, "yes", "none"]
+    assert re.fullmatch(r"\(?[+-]\d+ %\)?", harm)
     assert rows[1] == "| eps | 1 of 1 | **1** |"
 
 
@@ -494,7 +498,9 @@ def test_kept_histories_are_judged_again_without_training(
     given = ["--model", "hidden", "--only", name, "--quick", "--write"]
     illnesses.main([*given, str(tables[0]), "--keep", str(tmp_path / "runs")])
     kept = sorted(path.name for path in (tmp_path / "runs").iterdir())
-    assert [n.rsplit("-", 1)[1] for n in kept] == ["cured.jsonl", "ill.jsonl"]
+    own = [n.rsplit("-", 1)[1] for n in kept if not n.startswith("reference")]
+    assert own == ["cured.jsonl", "ill.jsonl"]
+    assert len(kept) == 2 + illnesses.SEEDS
     monkeypatch.setattr(illnesses, "train", None)  # whoever trains fails
     illnesses.main([*given, str(tables[1]), "--again", str(tmp_path / "runs")])
     assert tables[0].read_text() == tables[1].read_text()

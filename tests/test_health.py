@@ -72,6 +72,8 @@ def history(
             is_ill = since < k <= (until or n) and layer in where
             for name, value in (sick or {}).items() if is_ill else ():
                 numbers[name] = value(k) if callable(value) else value
+                if name.startswith("r/") and name.replace("r/", "step/") not in sick:
+                    numbers[name.replace("r/", "step/")] = 1e-3 * numbers[name]
             named[layer] = numbers
         found.append(
             Reading(
@@ -94,6 +96,19 @@ def with_layer(found, layer, numbers):
         own = {**old.layers.get(layer, {}), **numbers}
         new = Diagnostics(old.count, {**old.layers, layer: own})
         changed.append(dataclasses.replace(record.reading, diagnostics=new))
+    return changed
+
+
+def replaced(found, other, layer):
+    """The history with a layer as another history has it."""
+    changed = adamx.History()
+    for record, its in zip(found, other, strict=True):
+        old, new = record.reading.diagnostics, its.reading.diagnostics
+        layers = {**old.layers, layer: new.layers[layer]}
+        reading = dataclasses.replace(
+            record.reading, diagnostics=Diagnostics(old.count, layers)
+        )
+        changed.append(reading, **record.metrics)
     return changed
 
 
@@ -450,7 +465,13 @@ RUNS = {
         "memorised",
         # 1.43 are won in training: 0.95 are two thirds of it, from 1.9 on.
         [losses(falling, lambda k, x=x: max(2 - k / 10, x)) for x in (1.0, 1.5, 1.9)],
-        losses(falling, lambda k: max(2 - k / 10, 0.9)),
+        losses(falling, lambda k: max(2 - k / 10, 0.9 - 0.005 * k)),
+    ),
+    "memorised of late": (
+        "memorised",
+        # 0.76, 0.8, 0.89 of what training won; none of it in the later half.
+        [losses(falling, lambda k, x=x: max(2 - k / 10, x)) for x in (0.81, 0.7, 0.63)],
+        losses(falling, lambda k: max(2 - k / 10, 0.6)),
     ),
     "lost": (
         "lost_loss",
@@ -459,6 +480,14 @@ RUNS = {
             for x in (NAN, INF, -INF)  # the last three
         ],
         losses(lambda k: NAN if k in (20, 39, 40) else falling(k)),
+    ),
+    "validation lost": (
+        "lost_val_loss",
+        [
+            losses(falling, lambda k, x=x: x if k > 37 else falling(k))
+            for x in (NAN, INF, -INF)
+        ],
+        losses(falling, lambda k: NAN if k in (20, 39, 40) else falling(k)),
     ),
     "diverging": (
         "diverging",
@@ -656,12 +685,53 @@ def test_the_findings_of_a_run_go_with_their_causes():
     back = history(n=60, skipped=lambda k: min(100 * k, 2000))
     assert adamx.health(back) == []
     back = history(n=60, loss=lambda k: falling(k) + (0.1 * (-1) ** k if k < 45 else 0))
-    assert adamx.health(back) == []
+    assert named(adamx.health(back)) <= {("ready_for_sgd", None)}, "flat by now"
     val = [2.0, *(2 - k / 15 for k in range(20)), *[0.7] * 20, *[0.5] * 10]
     constant = {"rate": lambda k: 1e-3, "loss": falling}
     found = adamx.health(history(n=41, val_loss=lambda k: val[k - 1], **constant))
-    assert named(found) == {("plateau", None)}
+    assert named(found) - {("ready_for_sgd", None)} == {("plateau", None)}
     assert adamx.health(history(n=50, val_loss=lambda k: val[k - 1], **constant)) == []
+
+
+def test_only_the_validation_loss_is_lost():
+    lost = losses(falling, lambda k: NAN if k > 20 else falling(k))
+    (found,) = (f for f in adamx.health(history(**lost)) if "validation" in f.symptom)
+    assert found.evidence["last finite at step"] == 2000
+    words = " ".join((*found.likely_causes, *found.what_to_try))
+    assert "guard" not in words
+    for word in ("log(0)", "running statistics", "empty batch"):
+        assert word in words
+    both = losses(lambda k: NAN if k > 30 else falling(k), lost["val_loss"])
+    assert named(adamx.health(history(**both))) == {("lost_loss", None)}
+
+
+def test_what_is_printed_where_nothing_is_found():
+    losses = ("training loss (not recorded)", "validation loss (not recorded)")
+    nothing = adamx.health(adamx.History())
+    layers = "layers (not measured: adamx.diagnose measures them)"
+    assert nothing == []
+    assert nothing.not_judged == (layers, *losses)
+    assert str(nothing) == (
+        f"no findings in 0 records\nnot judged: {'; '.join(nothing.not_judged)}"
+    )
+    metrics = {"loss": falling, "val_loss": lambda k: 2.0 - k / 25}
+    well = adamx.health(history(**metrics))
+    assert str(well) == "no findings in 40 records of 6 layers"
+    few = adamx.health(history(n=4, **metrics))
+    assert few.not_judged == (
+        "layers (4 measurements behind step 50 and the warmup, of 5 that it takes)",
+        "training loss (4 records, of 10 that it takes)",
+        "validation loss (4 records, of 10 that it takes)",
+    )
+    one = adamx.health(history(n=1, layers=("w",))[0].reading)
+    assert str(one) == (
+        "no findings in 1 reading of 1 layer\n"
+        "not judged: losses (a Reading has none: pass a History)"
+    )
+    ill = adamx.health(history({"r/p50": 1e-5, "r/p90": 5e-5}))
+    first, evidence, rest = str(ill).splitlines()
+    assert f"{first}\n{evidence}" == str(ill[0])
+    assert rest == f"not judged: {'; '.join(losses)}"
 
 
 def test_a_gap_needs_training_that_gets_better():
@@ -688,22 +758,59 @@ def test_behind_a_decay_a_plateau_is_the_end():
     assert adamx.health(low) == []
 
 
-def test_ready_for_sgd():
-    ready = {"v_change": 0.01, "m/p50": lambda k: 1e-2 if k < 20 else 1e-3}
-    flat = losses(falling, lambda k: max(2.0 - k / 10, 0.5))
-    found = adamx.health(history(ready, where=LAYERS, **flat))
-    assert ("ready_for_sgd", None) in named(found)
-    assert all(f.severity == "info" for f in found)
-    most, few = LAYERS[:5], LAYERS[:4]  # of 6; 80% it takes
-    for where, changed, expected in (
-        (most, {"v_change": -0.045}, True),
-        (LAYERS, {"v_change": 0.06}, False),
-        (LAYERS, {"m/p50": lambda k: 1e-2 if k < 20 else 2.2e-3}, False),
-        (LAYERS, {"m/p50": lambda k: 1e-2 if k < 20 else 1.8e-3}, True),
-        (few, {}, False),
+def test_validation_that_stands_while_training_goes_on():
+    def run(end, val_end, n=40):
+        train = [2.0] * 5 + [0.2] * (n // 2 - 5) + [end] * (n - n // 2)
+        val = [2.0] * 5 + [0.6] * (n // 2 - 5) + [val_end] * (n - n // 2)
+        return one_run(n, loss=lambda k: train[k - 1], val_loss=lambda k: val[k - 1])
+
+    for end, val_end, is_found in (
+        (0.09, 0.6, True),
+        (0.11, 0.6, False),  # training has not halved
+        (0.02, 0.6 * 0.1**0.09, True),  # 0.09 of the logarithms
+        (0.02, 0.6 * 0.1**0.11, False),
+        (0.0, 0.6, False),  # no logarithm
     ):
-        found = adamx.health(history(ready | changed, where=where, **flat))
-        assert (("ready_for_sgd", None) in named(found)) == expected, changed
+        found = named(adamx.health(run(end, val_end)))
+        assert (("memorised", None) in found) == is_found, (end, val_end)
+    assert ("memorised", None) not in named(adamx.health(run(0.09, 0.6, n=19)))
+
+
+def test_ready_for_sgd():
+    flat = losses(falling, lambda k: max(2.0 - k / 10, 0.5))
+    well = {"sqrt_v/p50": 1e-2, "r/p50": 0.15}
+    found = adamx.health(history(well, where=LAYERS, **flat))
+    assert named(found) == {("plateau", None), ("ready_for_sgd", None)}
+    assert all(f.severity == "info" for f in found)
+    still = losses(falling, lambda k: 2.0 - k / 25)
+    found = adamx.health(history(well, where=LAYERS, **still))
+    assert found == [], "the validation loss falls"
+    decayed = {"rate": lambda k: 1e-3 if k < 35 else 9e-5, **flat}
+    assert adamx.health(history(well, where=LAYERS, **decayed)) == []
+
+    def then(factor):
+        return lambda k: 1e-2 if k <= 30 else 1e-2 * factor
+
+    one, two, four = LAYERS[:1], LAYERS[:2], LAYERS[:4]  # of 6; 80% must be ready
+    for where, changed, expected in (
+        (LAYERS, {"sqrt_v/p50": then(1.19**0.5)}, True),
+        (LAYERS, {"sqrt_v/p50": then(1.21**0.5)}, False),
+        (LAYERS, {"sqrt_v/p50": then(0.81**0.5)}, True),
+        (LAYERS, {"sqrt_v/p50": then(0.79**0.5)}, False),
+        (LAYERS, {"r/p50": 0.051}, True),
+        (LAYERS, {"r/p50": 0.049}, False),  # a gradient that vanishes
+        (LAYERS, {"r/p50": 0.199}, True),
+        (LAYERS, {"r/p50": 0.201}, False),  # it still leads somewhere
+        (one, {"r/p50": 0.3}, True),
+        (two, {"r/p50": 0.3}, False),
+        (four, {"r/p50": NAN}, True),  # not judged: frozen
+    ):
+        found = history(well, where=LAYERS, **flat)
+        own = history(well | changed, where=LAYERS, **flat)
+        for layer in where:
+            found = replaced(found, own, layer)
+        is_found = ("ready_for_sgd", None) in named(adamx.health(found))
+        assert is_found == expected, (where, changed)
 
 
 # ------------------------------------------------------------------ nothing to be found
@@ -850,7 +957,8 @@ def test_one_reading_is_a_hint():
 
 def test_order_evidence_and_words():
     ill = history({"update_ratio": 0.2}, where=LAYERS[1:3], skipped=lambda k: 3 * k)
-    mixed = with_layer(ill, LAYERS[5], {"r/p50": 1e-5, "r/p90": 1e-4})
+    still = {"r/p50": 1e-5, "r/p90": 1e-4}
+    mixed = with_layer(ill, LAYERS[5], {**still, "step/p90": 1e-7})
     found = adamx.health(mixed)
     assert symptoms(found) == [
         ("near_zero", LAYERS[5], "severe"),

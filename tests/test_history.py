@@ -339,6 +339,30 @@ def test_equal_values_share_their_rank():
     np.testing.assert_array_equal(ranks(values), scipy.stats.rankdata(values))
 
 
+@pytest.mark.parametrize("is_outside", [False, True])
+def test_measurements_go_on_where_steps_are_skipped(tmp_path, is_outside):
+    """A guard around `diagnose` hides steps from it, one inside does not."""
+    adam = adamx.adamw(0.1)
+    inside = adamx.diagnose(adamx.guard(adam), every=4)
+    tx = adamx.guard(adamx.diagnose(adam, every=4)) if is_outside else inside
+    update = jax.jit(tx.update)
+    params, history = {"w": jnp.ones(3)}, adamx.History(tmp_path / "run.jsonl")
+    state = tx.init(params)
+    for step in range(1, 15):
+        scale = jnp.nan if step in (2, 7) else 1.0
+        _, state = update({"w": jnp.full(3, scale)}, state, params)
+        history.append(adamx.read(state))
+    reading = adamx.read(state)
+    assert (reading.count, reading.skipped) == (12, 2)
+    expected = [5, 10, 14] if is_outside else [4, 8, 12]
+    for found in (history, adamx.History.load(tmp_path / "run.jsonl")):
+        assert list(found.steps) == list(range(1, 15))
+        assert list(found.measured_steps) == expected
+        assert found[-1].reading.count == 12
+    assert reading.diagnostics.unseen == (2 if is_outside else None)
+    assert reading.diagnostics.count == 12
+
+
 def test_steps_go_on_where_steps_are_skipped(tmp_path):
     tx = adamx.guard(adamx.adamw(0.1))
     state, history = tx.init(PARAMS), adamx.History(tmp_path / "run.jsonl")

@@ -195,8 +195,16 @@ def test_what_could_not_be_judged_is_said(tmp_path, capsys):
     assert "validation loss (not recorded)" in page.text
     adamx.print_report(history, width=200)
     assert "training loss (not recorded)" in capsys.readouterr().out
-    page, _ = page_of(tmp_path, run(3, 6))
+    page, _ = page_of(tmp_path, run(3, 30))
     assert "Not judged" not in page.text
+
+
+def test_the_name_of_the_axis_stands_beside_its_numbers(tmp_path):
+    """In the column of the other axis: no number comes there, at any width."""
+    text = adamx.report(run(3, 12), tmp_path / "run.html").read_text("utf-8")
+    (rule,) = re.findall(r"\.xs i\{([^}]*)\}", text)
+    assert "position:absolute;right:100%" in rule
+    assert ">step</i>" in text
 
 
 def test_hostile_names_stay_text(tmp_path):

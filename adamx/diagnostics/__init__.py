@@ -3,6 +3,7 @@
 from adamx.diagnostics._diagnose import DiagnoseState as DiagnoseState
 from adamx.diagnostics._diagnose import diagnose as diagnose
 from adamx.diagnostics._health import Finding as Finding
+from adamx.diagnostics._health import Findings as Findings
 from adamx.diagnostics._health import health as health
 from adamx.diagnostics._history import BrokenLine as BrokenLine
 from adamx.diagnostics._history import History as History

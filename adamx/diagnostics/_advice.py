@@ -41,6 +41,25 @@ WORDS = {
             "adamx.guard(tx) against single bad batches; adamx.clip_by_global_norm(1).",
         ),
     ),
+    "lost_val_loss": Words(
+        "the validation loss alone is not finite",
+        (
+            "The evaluation: log(0) or a division by zero, an empty batch (the mean of "
+            "nothing), NaN in the held-out data, labels out of range.",
+            "The running statistics of a normalisation hold a NaN: one bad batch in "
+            "training is enough, and a skipped step does not mend them.",
+            "The evaluation overflows in 16 bits, or has parameters of its own (an "
+            "average, a copy) that hold a NaN.",
+        ),
+        (
+            "Find the example: the loss of each held-out example, then its logits.",
+            "The cross-entropy from logits (optax.softmax_cross_entropy), never from "
+            "log(softmax); means over max(count, 1).",
+            "Look for NaN in what is not trained: statistics, averages; set them anew, "
+            "and write them in training only where the loss is finite.",
+            "Evaluate in float32.",
+        ),
+    ),
     "diverging": Words(
         "the training loss is above where it began",
         (

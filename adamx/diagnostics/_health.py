@@ -6,7 +6,7 @@ beside it. Rules and thresholds were committed before any run that tests them.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from adamx.diagnostics._evidence import LEAST, START, Rule, Run, Sign
 from adamx.diagnostics._history import History
 from adamx.reading import Reading
 
+LOSSES = 10  # records of a loss: what the rules of the run take at least
 SEVERITIES = ("severe", "warning", "info")
 RULES: tuple[Rule, ...] = (
     _rules.nonfinite,
@@ -33,6 +34,7 @@ RULES: tuple[Rule, ...] = (
     _rules.imbalance,
     _rules.rate_apart,
     _rules_run.lost_loss,
+    _rules_run.lost_val_loss,
     _rules_run.diverging,
     _rules_run.burst,
     _rules_run.stuck,
@@ -57,10 +59,13 @@ _IMPLIED = {
         *("outliers", "exploding", "growing", "nonfinite", "rate_apart"),
     },
     "plateau": {
-        *("gap", "memorised", "diverging", "lost_loss", "stuck"),
+        *("gap", "memorised", "diverging", "lost_loss", "stuck", "lost_val_loss"),
         *("near_zero", "eps_dominates"),
     },
-    "ready_for_sgd": {"gap", "memorised", "diverging", "lost_loss", "stuck"},
+    "ready_for_sgd": {
+        *("gap", "memorised", "diverging", "lost_loss", "stuck", "burst", "skipped"),
+        *("tiny_early", "exploding", "oscillation", "unshuffled", "lost_val_loss"),
+    },
     "memorised": {"gap", "diverging", "lost_loss"},
     "burst": {"diverging", "lost_loss"},
     "diverging": {"lost_loss"},
@@ -100,7 +105,35 @@ class Finding:
         return f"{title}\n  {', '.join(pairs)}" if pairs else title
 
 
-def health(history: History | Reading) -> list[Finding]:
+class Findings(list[Finding]):
+    """A list of `Finding`; `print` shows them all, and what was not judged.
+
+    Attributes:
+      looked_at: "40 records of 6 layers".
+      not_judged: what no finding says nothing about, each with the reason in brackets;
+        () where all was judged.
+    """
+
+    def __init__(
+        self,
+        findings: Iterable[Finding] = (),
+        looked_at: str = "0 records",
+        not_judged: Sequence[str] = (),
+    ):
+        super().__init__(findings)
+        self.looked_at = looked_at
+        self.not_judged = tuple(not_judged)
+
+    def __str__(self) -> str:
+        """Each finding as its own text has it, or that there are none."""
+        lines = [str(finding) for finding in self]
+        lines = lines or [f"no findings in {self.looked_at}"]
+        if self.not_judged:
+            lines.append(f"not judged: {'; '.join(self.not_judged)}")
+        return "\n".join(lines)
+
+
+def health(history: History | Reading) -> Findings:
     """What is wrong with a run, layer by layer, and what to try.
 
     Looks for: non-finite gradients, losses and skipped steps; exploding gradients and
@@ -121,15 +154,16 @@ def health(history: History | Reading) -> list[Finding]:
 
     What cannot be judged gives no finding: layers without `adamx.diagnose`, or with
     fewer than 5 measurements behind the warmup; losses that were not recorded; layers
-    without moments (frozen, or behind a switch to SGD). An empty list is no proof.
+    without moments (frozen, or behind a switch to SGD). An empty list is no proof:
+    printed, it says how much was looked at and what was not judged.
 
     Args:
       history: of a run; it may be incomplete. Or one Reading, whose layers are judged
         by this one measurement: a hint, so that all findings are "info".
 
     Returns:
-      Findings: the severest first, then those of the whole run, then by layer. One
-      symptom in all layers is one finding, with layer None.
+      `Findings`, a list: the severest first, then those of the whole run, then by
+      layer. One symptom in all layers is one finding, with layer None.
 
     Raises:
       TypeError: neither a History nor a Reading.
@@ -144,6 +178,9 @@ def health(history: History | Reading) -> list[Finding]:
     >>> for finding in health(history):
     ...     print(str(finding).splitlines()[0])
     severe: w: the median of r is near zero
+    >>> print(health(adamx.History()))  # doctest: +ELLIPSIS
+    no findings in 0 records
+    not judged: layers (not measured: adamx.diagnose measures them); training loss ...
     """
     is_single = isinstance(history, Reading)
     if isinstance(history, Reading):
@@ -155,9 +192,11 @@ def health(history: History | Reading) -> list[Finding]:
             f"{_checks.describe_value(history)}; pass the history of a run, or "
             "adamx.read(state)."
         )
-    if not len(history):
-        return []
     run = Run(history, 1 if is_single else LEAST)
+    looked_at = _looked_at(run, is_single)
+    rest = _not_judged(run, is_single)
+    if not len(history):
+        return Findings((), looked_at, rest)
     with np.errstate(all="ignore"):
         signs = [sign for rule in RULES for sign in rule(run)]
     if is_single:
@@ -170,25 +209,40 @@ def health(history: History | Reading) -> list[Finding]:
             -1 if sign.layer is None else place[sign.layer],
         )
     )
-    return [_finding(sign) for sign in found]
+    return Findings(map(_finding, found), looked_at, rest)
 
 
 def not_judged(history: History) -> tuple[str, ...]:
     """What an empty list of findings says nothing about, for a report."""
-    run = Run(history, LEAST)
+    return _not_judged(Run(history, LEAST))
+
+
+def _not_judged(run: Run, is_single: bool = False) -> tuple[str, ...]:
     found = []
-    settled = int(run.settled.sum())
+    settled, history = int(run.settled.sum()), run.history
     if not run.layers:
-        found.append("layers (not measured)")
-    elif settled < LEAST:
+        found.append("layers (not measured: adamx.diagnose measures them)")
+    elif settled < run.least:
         found.append(
             f"layers ({settled} measurements behind step {START} and the warmup, of "
-            f"{LEAST} that it takes)"
+            f"{run.least} that it takes)"
         )
+    if is_single:
+        return (*found, "losses (a Reading has none: pass a History)")
     for name, text in (("loss", "training loss"), ("val_loss", "validation loss")):
-        if name not in history.columns:
+        count = int(history.is_recorded(name).sum())
+        if not count:
             found.append(f"{text} (not recorded)")
+        elif count < LOSSES:
+            found.append(f"{text} ({count} records, of {LOSSES} that it takes)")
     return tuple(found)
+
+
+def _looked_at(run: Run, is_single: bool) -> str:
+    """How much there is: "40 records of 6 layers"."""
+    count, layers = len(run.history), len(run.layers)
+    what = "1 reading" if is_single else f"{count} record{'s' * (count != 1)}"
+    return f"{what} of {layers} layer{'s' * (layers != 1)}" if layers else what
 
 
 def _without_implied(signs: Sequence[Sign]) -> list[Sign]:

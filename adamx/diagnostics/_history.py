@@ -215,8 +215,12 @@ class History(Sequence[Record]):
 
     @property
     def measured_steps(self) -> np.ndarray:
-        """The steps at which the layers were measured, (n,) int64."""
-        return np.array([one.count for one in self._measured()], np.int64)
+        """The steps at which the layers were measured, (n,) int64.
+
+        Of training, as `steps` are: with what a guard around `adamx.diagnose` skipped,
+        up to the record of the measurement.
+        """
+        return np.array([one.step for one in self._measured()], np.int64)
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -343,6 +347,7 @@ class History(Sequence[Record]):
                 shared["layers"],
                 shared["numbers"],
                 row.measured.values,
+                row.measured.unseen,
             )
             row = dataclasses.replace(row, measured=measured)
             self._last_count = measured.count

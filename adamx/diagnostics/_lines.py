@@ -43,6 +43,8 @@ def to_line(row: Row) -> bytes:
             "numbers": row.measured.numbers,
             "layers": dict(zip(row.measured.layers, rows, strict=True)),
         }
+        if row.measured.unseen:
+            out["diagnostics"]["unseen"] = row.measured.unseen
     text = json.dumps(out, allow_nan=False, separators=(",", ":"))
     return text.encode() + b"\n"
 
@@ -104,7 +106,8 @@ def _measurement(found: Any) -> Measurement | None:
         rows = [[_decoded(x, layer) for x in row] for layer, row in layers.items()]
         values = np.array(rows, np.float64).reshape(len(rows), len(numbers))
         names = tuple(map(str, numbers))
-        return Measurement(int(count), tuple(layers), names, values)
+        unseen = int(found.get("unseen", 0))
+        return Measurement(int(count), tuple(layers), names, values, unseen)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"'diagnostics' cannot be read: {error}") from None
 

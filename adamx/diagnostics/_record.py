@@ -48,6 +48,12 @@ class Measurement:
     layers: tuple[str, ...]
     numbers: tuple[str, ...]
     values: np.ndarray
+    unseen: int = 0
+
+    @property
+    def step(self) -> int:
+        """Of training: with what a guard around skipped."""
+        return self.count + self.unseen
 
     def unpacked(self) -> Diagnostics:
         """As a `Reading` has it."""
@@ -55,7 +61,7 @@ class Measurement:
         layers = {
             layer: dict(zip(self.numbers, row, strict=True)) for layer, row in pairs
         }
-        return Diagnostics(count=self.count, layers=layers)
+        return Diagnostics(self.count, layers, self.unseen or None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +152,10 @@ def _measurement(diagnostics: Any, last_count: int | None) -> Measurement | None
                 values[i, j] = (
                     value if is_plain else _recorded(f"{name}/{layer}", value)
                 )
-    return Measurement(int(count), tuple(diagnostics.layers), tuple(names), values)
+    unseen = diagnostics.unseen
+    unseen = 0 if unseen is None else int(_recorded("diagnostics.unseen", unseen))
+    layers = tuple(diagnostics.layers)
+    return Measurement(int(count), layers, tuple(names), values, unseen)
 
 
 def _recorded(name: str, value: Any) -> int | float:

@@ -60,7 +60,7 @@ NONFINITE_MEASUREMENTS = 3
 IMBALANCE_HIGH = 20.0
 IMBALANCE_LOW = 100.0
 RATE_APART = 100.0
-RATE_APART_RATIO = 3.0
+RATE_APART_STEP = 3.0
 IMBALANCE_LAYERS = 4
 
 
@@ -340,33 +340,35 @@ def imbalance(run: Run) -> Sequence[Sign]:
 
 
 def rate_apart(run: Run) -> Sequence[Sign]:
-    """A layer's rate is 100 times the median of the layers, its ratio 3 times.
+    """A layer's rate is 100 times the median of the layers, its full step 3 times.
 
-    A layer grows with its rate, and its gradient may vanish with it: the ratio alone
-    hardly shows a rate that is far too large. The rate: step over r. Of 4 layers and
-    more. Layers whose parameters are as much larger as their rate (another
-    parametrization) have the ratio of the others.
+    The rate: step over r. The full step: the update/parameter ratio over the 90th
+    percentile of r, which is what the ratio would be at r = 1. A layer that runs away
+    makes its own r small, and grows with its rate: the ratio alone hardly shows a rate
+    that is far too large. Of 4 layers and more. Layers whose parameters are as much
+    larger as their rate (another parametrization) have the full step of the others.
 
     Source: of layers with rates of their own, Howard & Ruder, "Universal Language Model
     Fine-tuning" (2018), section 3.2: 2.6 times from layer to layer; the numbers are
     ours.
     """
     rate, ratio = layer_rates(run), run.recent("update_ratio")
-    known = np.isfinite(rate) & np.isfinite(ratio) & (rate > 0)
+    r = run.recent(run.percentile("r", 90) or run.percentile("r", 50))
+    full = np.where(r > 0, ratio / np.where(r > 0, r, 1.0), np.nan)
+    known = np.isfinite(rate) & np.isfinite(full) & (rate > 0)
     judged = run.lasting(known, known)
     if len(judged) < IMBALANCE_LAYERS:
         return []
-    usual, usual_ratio = (
+    usual, usual_full = (
         np.array([median(column) for column in values[judged].T])
-        for values in (rate, ratio)
+        for values in (rate, full)
     )
-    ill = (rate >= RATE_APART * usual) & (ratio >= RATE_APART_RATIO * usual_ratio)
+    ill = (rate >= RATE_APART * usual) & (full >= RATE_APART_STEP * usual_full)
     found = []
     for i in run.lasting(ill, known):
-        evidence = run.evidence(
-            i, {"rate": rate, "update ratio": ratio}, run.places(), threshold=RATE_APART
-        )
+        values = {"rate": rate, "update ratio at r = 1": full}
+        evidence = run.evidence(i, values, run.places(), threshold=RATE_APART)
         evidence |= {"median rate of the layers": median(usual)}
-        evidence |= {"median ratio of the layers": median(usual_ratio)}
+        evidence |= {"median of that ratio": median(usual_full)}
         found.append(Sign("rate_apart", run.layers[i], "warning", evidence))
     return found

@@ -6,6 +6,7 @@ own choice. Where a metric is not recorded, its rules say nothing.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,27 +47,29 @@ STUCK = 0.02
 STUCK_STEPS = 200
 STUCK_RECORDS = 5
 DECAYED = 0.1
-V_STABLE = 0.05
-M_DECAYED = 0.2
+V_STABLE = 0.2
+R_NOISE = (0.05, 0.2)
 READY_LAYERS = 0.8
 
 
 def lost_loss(run: Run) -> Sequence[Sign]:
-    """The last 3 recorded losses, of training or validation, are NaN or infinite.
+    """The last 3 recorded losses of training are NaN or infinite.
 
     Source: ours.
     """
-    found = []
-    for name in ("loss", "val_loss"):
-        steps, values = metric(run.history, name)
-        last = values[-LOST_RECORDS:]
-        if len(last) == LOST_RECORDS and not np.isfinite(last).any():
-            finite = steps[np.isfinite(values)]
-            last_finite = int(finite[-1]) if len(finite) else 0
-            evidence = {"metric": name, "last finite at step": last_finite}
-            evidence |= span(steps[-LOST_RECORDS:], "records")
-            found.append(Sign("lost_loss", None, "severe", evidence))
-    return found[:1]
+    evidence = _lost(run, "loss")
+    return [] if evidence is None else [Sign("lost_loss", None, "severe", evidence)]
+
+
+def lost_val_loss(run: Run) -> Sequence[Sign]:
+    """The last 3 recorded losses of validation are NaN or infinite, of training not.
+
+    Source: ours.
+    """
+    evidence = _lost(run, "val_loss")
+    if evidence is None or _lost(run, "loss") is not None:
+        return []
+    return [Sign("lost_val_loss", None, "severe", evidence)]
 
 
 def skipped(run: Run) -> Sequence[Sign]:
@@ -257,34 +260,44 @@ def plateau(run: Run) -> Sequence[Sign]:
 
 
 def ready_for_sgd(run: Run) -> Sequence[Sign]:
-    """v is stable and m has decayed in 80% of the layers, and the loss is flat.
+    """v is stable and m is noise in 80% of the layers, and the loss is flat.
 
-    Stable: the median of v changes by at most 5% between two measurements. Decayed:
-    the median of |m_hat| is at most 0.2 of its largest. Flat: as in `plateau`, of the
-    validation loss, or without it of the training loss.
+    Stable: over the last quarter of the records the median of v has changed by at most
+    a fifth. (A gradient that vanishes makes v_hat fall like 1 / t and faster: by a
+    quarter and more.) Noise: the median of r, over its last measurements, is within
+    0.05 and 0.2; of noise alone it is 0.155 at b1 = 0.9. Flat: as in `plateau`, of the
+    validation loss, or without it of the training loss. Not where the rate is below a
+    tenth of its highest: it decays already.
 
-    Source: that a late switch helps: Keskar & Socher, "Improving Generalization
-    Performance by Switching from Adam to SGD" (2017); the signs and numbers are ours.
+    Source: that a late switch helps, and that the time for it is when the rate of SGD
+    that Adam's steps amount to no longer changes: Keskar & Socher, "Improving
+    Generalization Performance by Switching from Adam to SGD" (2017), section 3; r as a
+    signal-to-noise ratio: Kingma & Ba, "Adam" (2015), section 2.1; the numbers are
+    ours.
     """
     names = [n for n in ("val_loss", "loss") if n in run.history.columns]
     at = _flat(run, names[0]) if names else None
-    if at is None:
+    if at is None or relative_rate(run.history)[0][-1] < DECAYED:
         return []
-    change = run.recent("v_change")
-    name = run.percentile("m", 50)
-    m, settled = run.recent(name), run.number(name)[:, run.settled]
-    known = np.isfinite(change) & np.isfinite(m)
-    finite = np.where(np.isfinite(settled), settled, 0.0)
-    largest = finite.max(axis=1, initial=0.0, keepdims=True)
-    is_ready = (np.abs(change) <= V_STABLE) & (m <= M_DECAYED * largest) & (m > 0)
-    judged, ready = run.lasting(known, known), run.lasting(is_ready, known)
+    r = run.recent(run.percentile("r", 50))
+    known = np.isfinite(r)
+    judged = run.lasting(known, known)
+    size = run.number(run.percentile("sqrt_v", 50))
+    is_before = run.settled & (run.steps < at["first step"])
+    then = medians(size[:, run.places(is_before, run.least)])
+    now = medians(size[:, run.places(last=run.least)])
+    with np.errstate(all="ignore"):
+        change, usual = (now / then) ** 2 - 1, medians(r)
+    low, high = R_NOISE
+    is_ready = (np.abs(change) <= V_STABLE) & (usual >= low) & (usual <= high)
+    ready = [i for i in judged if is_ready[i]]
     if not ready or len(ready) < READY_LAYERS * len(judged):
         return []
     evidence = {
         "layers": len(ready),
         "layers judged": len(judged),
-        "change of v": median(medians(np.abs(change[ready]))),
-        "m / its largest": median(medians(m[ready]) / largest[ready, 0]),
+        "change of v": median(change[ready]),
+        "median r": median(usual[ready]),
         **span(run.steps[run.places()]),
     }
     return [Sign("ready_for_sgd", None, "info", evidence)]
@@ -307,3 +320,15 @@ def _flat(run: Run, name: str) -> dict[str, float] | None:
         return None
     numbers = {f"best {name}": now, "best before": before, "won in all": won}
     return {**numbers, **span(steps[-last:], "records")}
+
+
+def _lost(run: Run, name: str) -> dict[str, Any] | None:
+    """The evidence that a loss is not finite any more; None: it is."""
+    steps, values = metric(run.history, name)
+    last = values[-LOST_RECORDS:]
+    if len(last) < LOST_RECORDS or np.isfinite(last).any():
+        return None
+    finite = steps[np.isfinite(values)]
+    last_finite = int(finite[-1]) if len(finite) else 0
+    evidence = {"metric": name, "last finite at step": last_finite}
+    return evidence | span(steps[-LOST_RECORDS:], "records")

@@ -47,6 +47,8 @@ class Case(NamedTuple):
       phases: of 500 steps.
       linear: the axis.
       metrics: columns that are drawn in the place of layers.
+      seed: of the run.
+      last: so many steps are drawn; None: all.
     """
 
     plant: dict[str, float]
@@ -57,6 +59,8 @@ class Case(NamedTuple):
     phases: int = 1
     linear: bool = False
     metrics: Sequence[str] = ()
+    seed: int = 3
+    last: int | None = None
 
 
 def number(name: str) -> Callable[[adamx.History, str], Any]:
@@ -72,14 +76,6 @@ def over(first: str, second: str) -> Callable[[adamx.History, str], Any]:
     return ratio
 
 
-def of_largest(name: str) -> Callable[[adamx.History, str], Any]:
-    def share(history: adamx.History, layer: str) -> Any:
-        steps, values = history.series(layer, name)
-        return steps, values / np.nanmax(values)
-
-    return share
-
-
 def ill(name: str, strength: float) -> dict[str, float]:
     return ILLNESSES[name].plant(strength)
 
@@ -90,6 +86,9 @@ CASES = {
         ill("nan", 2), "elements not finite", number("nonfinite"), linear=True
     ),
     "lost_loss": Case({"rate": 1e6}, "training loss", metrics=("loss",)),
+    "lost_val_loss": Case(
+        ill("lost validation", 1), "loss", metrics=("val_loss",), linear=True
+    ),
     "diverging": Case({"rate": 1e5}, "training loss", metrics=("loss",)),
     "burst": Case({"rate": 200.0}, "training loss", metrics=("loss",)),
     "stuck": Case({}, "training loss", metrics=("loss",), bias=-100.0, linear=True),
@@ -114,10 +113,15 @@ CASES = {
         ill("outliers", 0.7), "r, 90th / 50th", over("r/p90", "r/p50"), limit=30
     ),
     "oscillation": Case(
-        ill("oscillation", 14), "cosine of g and m", number("cosine"), -0.2, linear=True
+        {"sorted": 2.0},
+        "training loss",
+        metrics=("loss",),
+        linear=True,
+        seed=0,
+        last=60,
     ),
     "unshuffled": Case(
-        ill("oscillation", 14), "training loss", metrics=("loss",), linear=True
+        ill("oscillation", 32), "training loss", metrics=("loss",), linear=True
     ),
     "skipped": Case(
         ill("nan loss", 7), "steps skipped", metrics=("skipped",), linear=True
@@ -135,14 +139,14 @@ CASES = {
     "memorised": Case(ill("few examples", 32), "loss", metrics=BOTH, linear=True),
     "plateau": Case({}, "loss", phases=8, metrics=BOTH),
     "ready_for_sgd": Case(
-        ill("few examples", 16), "m / its largest", of_largest("m/p50"), limit=0.2
+        {"rate": 3.0}, "sqrt(v), median", number("sqrt_v/p50"), phases=12, seed=0
     ),
 }
 
 
-def history_of(run: Any, case: Case, seed: int = 3) -> adamx.History:
+def history_of(run: Any, case: Case) -> adamx.History:
     """The history of an ill run."""
-    history = adamx.History()
+    history, seed = adamx.History(), case.seed
     carry = run.init(jax.random.key(seed))
     if case.bias:
         params, state = carry
@@ -186,6 +190,9 @@ def draw(history: adamx.History, kind: str, case: Case, path: Path) -> None:
             color=LIMIT,
         )
     axes.set(xlabel="step", ylabel=case.label)
+    if case.last:
+        end = int(history.steps[-1])
+        axes.set_xlim(end - case.last, end)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#EEEEEE", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -221,17 +228,24 @@ def _draw_layers(axes: Any, history: adamx.History, case: Case, layers: Any) -> 
 
 def _draw_metrics(axes: Any, history: adamx.History, case: Case) -> None:
     names = {"loss": "training", "val_loss": "validation", "skipped": None}
+    is_alone = case.metrics == ("val_loss",)
+    if is_alone:  # lost: what there is instead
+        where = history.is_recorded("loss")
+        own = history.steps[where], history.column("loss")[where]
+        axes.plot(*own, color=GREY, label="training", linewidth=1.0)
     for name, color in zip(case.metrics, (ILL, BLUE), strict=False):
         where = history.is_recorded(name)
         values = history.column(name)[where]
         label = names[name] if len(case.metrics) > 1 else None
         steps = history.steps[where]
+        if case.last:
+            steps, values = steps[-case.last :], values[-case.last :]
         axes.plot(steps, values, color=color, label=label, linewidth=1.2)
         if not np.isfinite(values[-1]):
-            lost = steps[np.flatnonzero(np.isfinite(values))[-1] + 1]
-            axes.axvspan(
-                lost, steps[-1], color=GREY, alpha=0.3, label="NaN or infinite"
-            )
+            finite = np.flatnonzero(np.isfinite(values))
+            lost = steps[finite[-1] + 1] if len(finite) else steps[0]
+            label = f"{names[name] if is_alone else ''} NaN or infinite".strip()
+            axes.axvspan(lost, steps[-1], color=GREY, alpha=0.3, label=label)
 
 
 def main(arguments: list[str] | None = None) -> None:

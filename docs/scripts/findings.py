@@ -56,9 +56,13 @@ FINDINGS: dict[str, tuple[tuple[str, ...], str]] = {
     "lost_loss": (
         ("lost_loss",),
         "The loss itself is gone. The parameters are most likely lost too: go back to "
-        "a checkpoint. Where the validation loss alone is lost, look at what the "
-        "forward pass writes: one NaN batch stays in BatchNorm's running statistics, "
-        "and no guard keeps it out of there.",
+        "a checkpoint.",
+    ),
+    "lost_val_loss": (
+        ("lost_val_loss",),
+        "Training goes on and its loss is finite; only what is evaluated is not. No "
+        "guard of the optimizer can help: look at the evaluation, and at what the "
+        "forward pass writes. One NaN batch stays in BatchNorm's running statistics.",
     ),
     "diverging": (
         ("diverging",),
