@@ -182,10 +182,8 @@ def state_shardings(
     parameters are left in pieces.
 
     Values are those of one device: of an algorithm that goes element by element, bit
-    for bit, with traced b1 and b2 too. (Exceptions are known, on CPUs with AVX-512, in
-    the last place, where a device has few columns or few elements: nadam and amsgrad
-    with an `eps_root`, and rmsprop, centred, with momentum, its trace too.) Sums
-    (norms, LAMB) are added up in another order.
+    for bit, with traced hyperparameters too. Sums (norms, LAMB) are added up in another
+    order.
 
     Args:
       tx: any transformation, or what `fused` makes of it.
