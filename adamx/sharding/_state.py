@@ -182,8 +182,9 @@ def state_shardings(
     parameters are left in pieces.
 
     Values are those of one device: of an algorithm that goes element by element, bit
-    for bit, with traced hyperparameters too. Sums (norms, LAMB) are added up in another
-    order.
+    for bit, with traced hyperparameters too. (With jax 0.10; with 0.6 a mean may differ
+    in the last place where a device has a row of few columns.) Sums (norms, LAMB) are
+    added up in another order.
 
     Args:
       tx: any transformation, or what `fused` makes of it.
