@@ -25,6 +25,7 @@ SOUND = {
     "batch": NO,  # of the examples of a step so many count
     "fixed": 0.0,  # 1: the same batch in each step
     "decayed": NO,  # the rate falls to 0 at that step, linearly over 500
+    "switch": NO,  # the last step of Adam, where it hands over to SGD
     "val_nan": 0.0,  # so many held-out examples have a loss of NaN
 }
 EARLY, LATE, RARE = 20, 440, 270
@@ -44,6 +45,8 @@ class Illness(NamedTuple):
       bias: strength -> what is added to the bias before a ReLU while ill.
       phases: of 500 steps, while ill.
       decays: the cure leaves all as it is, but lets the rate decay to 0.
+      hands_over: the cure is `adam_to_sgd`, for 1,000 steps; the rate decays in the
+        last 500.
       restart: the cure begins again from the first parameters (they were lost).
       is_blind: layers are not measured.
     """
@@ -57,6 +60,7 @@ class Illness(NamedTuple):
     bias: bool = False
     phases: int = 1
     decays: bool = False
+    hands_over: bool = False
     restart: bool = False
     is_blind: bool = False
 
@@ -194,6 +198,6 @@ ILLNESSES = {
         ("ready_for_sgd",),
         where="all",
         phases=12,
-        decays=True,
+        hands_over=True,
     ),
 }

@@ -94,13 +94,16 @@ def draw(
 
     height = (len(panels) + 1) // 2
     names = dict.fromkeys(name for *_, drawn in panels for name in drawn)
-    colours = {name: f"C{i}" for i, name in enumerate(names)}
+    styles = {  # ten colours, then the same dashed
+        name: {"color": f"C{i % 10}", "linestyle": ("-", "--")[i // 10 % 2]}
+        for i, name in enumerate(names)
+    }
     figure, axes = plt.subplots(height, 2, figsize=(11, 4 * height), squeeze=False)
     for axis, (title, key, quantity, drawn) in zip(axes.flat, panels, strict=False):
         for name, (sizes, values) in drawn.items():
             slope = exponent(sizes, values)
-            label, colour = f"{name}: exponent {slope:.2f}", colours[name]
-            axis.loglog(sizes, values, marker="o", ms=3, color=colour, label=label)
+            label = f"{name}: exponent {slope:.2f}"
+            axis.loglog(sizes, values, marker="o", ms=3, label=label, **styles[name])
         axis.set(title=title, xlabel=key, ylabel=QUANTITIES[quantity][0])
         axis.legend(fontsize=7)
     for axis in axes.flat[len(panels) :]:

@@ -47,8 +47,8 @@ is planted in a run of 500 steps; then its cause is taken away and the run goes 
 is wrong, in the layer where it is. "Clears": it is gone at the end. Bold in the second
 table: the kinds that say what is wrong. "Harm": how much higher than in five sound
 runs of other seeds the validation loss is while ill, against their median; in brackets
-where one of the five is as high. Where the cure is a decay of the rate: against the
-loss behind it."""
+where one of the five is as high. Where the cure is a decay of the rate, or SGD for the
+last 1,000 steps: against the loss behind it."""
 
 
 class Run(NamedTuple):
@@ -71,6 +71,16 @@ def make_tx(patient: Patient, plant: dict[str, Any]) -> Any:
     rest = adamx.adamw(rate, b2=plant["b2"], weight_decay=0.01)
     by_layer = adamx.groups([(f"^{patient.sick}$", sick)], default=rest)
     return adamx.diagnose(adamx.guard(by_layer), every=EVERY)
+
+
+def make_switching(patient: Patient, plant: dict[str, Any]) -> Any:
+    """One for all layers: AdamW, and SGD behind step `switch`."""
+    tx = adamx.adam_to_sgd(
+        patient.rate * plant["rate"],
+        switch_step=plant["switch"].astype(jnp.int32),
+        weight_decay=0.01,
+    )
+    return adamx.diagnose(adamx.guard(tx), every=EVERY)
 
 
 def ill_gradients(patient: Patient, grads: Any, plant: Any, step: Any) -> Any:
@@ -226,7 +236,7 @@ class Harm(NamedTuple):
     Attributes:
       ill: medians of the last 5 while ill.
       sound: those of sound runs of as many steps, with other seeds; of a run that the
-        decay of the rate cures, its own at the end.
+        decay of the rate or the hand-over to SGD cures, its own at the end.
     """
 
     ill: float
@@ -298,7 +308,8 @@ def fall_ill(
     # One after the other: without a folder the second goes on in the first.
     said = [(findings(history), last_validation(history)) for history in course_]
     (ill, ill_loss), (cured, cured_loss) = said
-    harm = Harm(ill_loss, (cured_loss,) if ILLNESSES[name].decays else sound)
+    is_own = ILLNESSES[name].decays or ILLNESSES[name].hands_over
+    harm = Harm(ill_loss, (cured_loss,) if is_own else sound)
     right = right_findings(ILLNESSES[name], run.patient)
     return Outcome(*at, ill, cured, right, harm)
 
@@ -326,8 +337,12 @@ def course(
         carry = run.init(jax.random.key(seed))
     history = shelf.new(*at, "cured", after=None if illness.restart else history)
     start = 0 if illness.restart else steps
-    cure = {**plant, "decayed": steps + PHASE} if illness.decays else illness.cure
-    train(run, carry, cure, seed, start, history, is_blind)
+    cure, phases = illness.cure, 1
+    if illness.decays:
+        cure = {**plant, "decayed": steps + PHASE}
+    if illness.hands_over:
+        cure, phases = {**plant, "switch": steps, "decayed": steps + 2 * PHASE}, 2
+    train(run, carry, cure, seed, start, history, is_blind, phases)
     yield history
 
 
@@ -389,13 +404,15 @@ def judge_model(
 ) -> tuple[list[Outcome], list[list[str]]]:
     """All runs of one model: outcomes, and rows of sound runs."""
     run = prepared(PATIENTS[model]())
+    switching = prepared(run.patient, make_switching)
     outcomes, well = [], []
     ill = [name for name in chosen if name != "well"]
     sound = sound_losses(run, shelf) if ill else ()
     for name in ill:
         strengths = ILLNESSES[name].strengths
         for strength in strengths[:1] if is_quick else strengths:
-            outcomes.append(fall_ill(name, strength, run, sound, shelf))
+            own = switching if ILLNESSES[name].hands_over else run
+            outcomes.append(fall_ill(name, strength, own, sound, shelf))
             print(" | ".join(row(outcomes[-1])), flush=True)
     if "well" in chosen:
         names = list(optimizers(1.0))
