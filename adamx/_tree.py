@@ -263,9 +263,17 @@ def increment(count: Any) -> jax.Array:
 
 
 def abs_squared(x: jax.Array) -> jax.Array:
-    """|x|^2 as a real array: x * conj(x) for complex x."""
+    """|x|^2 as a real array: x * conj(x) for complex x.
+
+    Of complex x both squares are rounded before they are added, as by
+    `moments.rounded`: XLA for CPUs would round one of them with the sum, and which of
+    them, or neither, depends on the loop.
+    """
     if jnp.iscomplexobj(x):
-        return jnp.real(x) ** 2 + jnp.imag(x) ** 2
+        re, im = jnp.real(x), jnp.imag(x)
+        return jnp.where(jnp.isnan(im), im, re * re) + jnp.where(
+            jnp.isnan(re), re, im * im
+        )
     return x * x
 
 

@@ -548,6 +548,30 @@ def test_a_square_that_overflows_stops_its_element_for_good(row):
     assert any(np.isinf(x["big"][0]) for _, x in held if x is not None)
 
 
+@pytest.mark.parametrize("size", [1e20, 3e38])
+def test_a_centred_square_that_overflows_stops_its_element_too(size):
+    """Square and centre are both inf; their difference is no NaN."""
+    tx = adamx.rmsprop(1.0, centered=True)
+    state = tx.init(jnp.zeros(2))
+    for g in (size, size, 1.0):
+        updates, state = jax.jit(tx.update)(jnp.array([g, 1.0]), state)
+        assert float(updates[0]) == 0.0
+        assert float(updates[1]) < 0.0
+
+
+def test_a_nan_in_one_part_of_a_complex_number_leaves_the_other():
+    """Products are rounded part by part: each is that of a real leaf."""
+    tx = adamx.momentum(1.0, 0.5, nesterov=True)
+    first, then = np.array([2.0, np.nan]), np.array([3.0, 5.0])
+    state, real = tx.init(jnp.zeros(1, jnp.complex64)), tx.init(jnp.zeros(2))
+    for g in (first, then):
+        z = jax.lax.complex(jnp.float32(g[:1]), jnp.float32(g[1:]))
+        moved, state = jax.jit(tx.update)(z, state)
+        parts, real = jax.jit(tx.update)(jnp.float32(g), real)
+    np.testing.assert_array_equal(jnp.real(moved), parts[:1])
+    np.testing.assert_array_equal(jnp.imag(moved), parts[1:])
+
+
 # ------------------------------------------------------------ donation and sharding
 
 

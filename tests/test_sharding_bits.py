@@ -6,6 +6,7 @@ over fewer than a vector has. What it fuses in one it may not in the other.
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
@@ -48,12 +49,19 @@ PLACES = {
 EITHER = [shape for shape in WIDE if divided(shape, 0) != divided(shape, -1)]
 
 
-def after(tx, shapes, place=None, steps=3):
+def normal(rng, shape, dtype):
+    x = rng.standard_normal(shape, np.float32)
+    if np.issubdtype(dtype, np.complexfloating):
+        x = x + 1j * rng.standard_normal(shape, np.float32)
+    return x.astype(dtype)
+
+
+def after(tx, shapes, place=None, steps=3, dtype=np.float32):
     """Parameters and state after some steps: on one device, or placed on eight."""
 
     def draw(seed):
         rngs = {s: np.random.default_rng((seed, *s)) for s in shapes}
-        return {str(s): r.standard_normal(s, np.float32) for s, r in rngs.items()}
+        return {str(s): normal(r, s, dtype) for s, r in rngs.items()}
 
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -130,3 +138,30 @@ QUICK = [
 def test_parameters_have_the_bits_of_one_device(name, own, place, shapes):
     tx = getattr(adamx, name)(1e-2, **own)
     chex.assert_trees_all_equal(after(tx, shapes), after(tx, shapes, place))
+
+
+# The same where the parameters are no float32.
+OTHERS = {
+    "complex": (lambda: adamx.nadam(1e-2), np.complex64, [(8, 3), (16, 24)]),
+    "complex, centred": (
+        lambda: adamx.rmsprop(1e-2, eps=1e-3, centered=True, momentum=0.9),
+        np.complex64,
+        [(8, 3)],
+    ),
+    "split masters": (
+        lambda: adamx.master_weights(
+            adamx.nadamw(1e-2, weight_decay=0.1), storage="split"
+        ),
+        jnp.bfloat16,
+        [(40,), (1000,)],
+    ),
+}
+
+
+@pytest.mark.parametrize("label", OTHERS)
+@as_users
+def test_other_dtypes_have_the_bits_of_one_device(label):
+    make, dtype, shapes = OTHERS[label]
+    one = after(make(), shapes, steps=STEPS, dtype=dtype)
+    eight = after(make(), shapes, "zero1", STEPS, dtype)
+    chex.assert_trees_all_equal(one, eight)

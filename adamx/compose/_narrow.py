@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamx.moments import LARGE, behind, in_turn
+from adamx.moments import LARGE, behind, in_turn, rounded
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
@@ -121,12 +121,12 @@ def round_leaf(x: jax.Array, dtype: Any) -> jax.Array:
     """
     limits = jnp.finfo(dtype)
     # Not two casts: XLA may leave out both.
-    rounded = lax.reduce_precision(x, limits.nexp, limits.nmant)
+    nearest = lax.reduce_precision(x, limits.nexp, limits.nmant)
     if dtype == jnp.float16:
         # reduce_precision knows no subnormal numbers, which are multiples of 2^-24.
         fine = jnp.round(x * 2.0**24) * 2.0**-24
-        rounded = jnp.where(jnp.abs(x) < 2.0**-14, fine, rounded)
-    return jnp.where(jnp.abs(rounded) < _TINY, jnp.zeros_like(x), rounded)
+        nearest = jnp.where(jnp.abs(x) < 2.0**-14, fine, nearest)
+    return jnp.where(jnp.abs(nearest) < _TINY, jnp.zeros_like(x), nearest)
 
 
 def signed_leaf(p: jax.Array, target: jax.Array) -> jax.Array:
@@ -161,7 +161,7 @@ def write_leaf(
       update (float32), stored, number of elements (float32 scalar), a number >= 0 that
       is known once these were counted.
     """
-    new = master + behind(known, u)
+    new = master + rounded(behind(known, u), master)  # u is a product
     # Three read p and the new master: this sum, what is stored, what is written to p.
     missed, counted = in_turn(missed_leaf, known, p, new)
     target = round_leaf(new, p.dtype)

@@ -231,7 +231,14 @@ def rounded(x: jax.Array, beside: jax.Array) -> jax.Array:
     """
     if not are_placed_alike(x, beside):
         return x
+    if jnp.iscomplexobj(x):  # part by part, as the sum is taken
+        parts = zip(_parts(x), _parts(beside), strict=True)
+        return jax.lax.complex(*(jnp.where(jnp.isnan(b), b, a) for a, b in parts))
     return jnp.where(jnp.isnan(beside), beside, x)
+
+
+def _parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.real(x), jnp.imag(x)
 
 
 def product(x: jax.Array, factor: jax.Array) -> jax.Array:

@@ -70,7 +70,7 @@ class ScaleByRmsState(NamedTuple):
             v = nu / c
             for mean in mu:
                 centre = _tree.abs_squared(moments.scale(mean, 1.0 / c))
-                v = jnp.maximum(v - centre, 0)
+                v = _variance(v, centre)
             return g, jnp.sqrt(v), jnp.sqrt(v + eps_root) + (eps - eps_root)
 
         held = (self.nu,) if self.mu is None else (self.nu, self.mu)
@@ -116,14 +116,21 @@ def centered_rms_leaf(
     mu = moments.update_average(mu, g, weight)
     nu = moments.update_square(nu, _tree.abs_squared(g), weight)
     mean = moments.scale(mu, correction_scale)
-    # Rounding can make the variance of a constant gradient negative.
-    variance = jnp.maximum(
-        moments.product(nu, correction_scale)
-        - moments.rounded(_tree.abs_squared(mean), jnp.real(mu)),
-        0,
-    )
-    denominator = jnp.sqrt(variance + eps_root) + eps
+    square = moments.product(nu, correction_scale)
+    centre = _tree.abs_squared(mean)
+    if not jnp.iscomplexobj(mean):  # else it is a sum, and its products are rounded
+        centre = moments.rounded(centre, mu)
+    denominator = jnp.sqrt(_variance(square, centre) + eps_root) + eps
     return moments.divide_or_zero(g, denominator), mu, nu
+
+
+def _variance(square: jax.Array, centre: jax.Array) -> jax.Array:
+    """square - centre >= 0: rounding can make that of a constant gradient negative.
+
+    Where the square has overflowed it is inf, also where the centre has: not NaN.
+    """
+    overflown = square == jnp.inf
+    return jnp.where(overflown, square, jnp.maximum(square - centre, 0))
 
 
 def scale_by_rms(
