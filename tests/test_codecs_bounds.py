@@ -58,7 +58,9 @@ def check(x, held, label, is_signed, layout, block):
         assert np.all(got[scale >= least] > 0)
     is_number = np.isfinite(x)
     # NaN is the group's scale; infinity the largest scale, 2^126.
-    np.testing.assert_allclose(np.abs(got[~is_number]), scale[~is_number], rtol=1e-6)
+    is_top = ~is_number & (scale >= LEAST_SCALE)
+    np.testing.assert_allclose(np.abs(got[is_top]), scale[is_top], rtol=1e-6)
+    assert np.all(np.abs(got[~is_number & ~is_top]) <= LEAST_SCALE)
     share = np.abs(x) / np.where(scale > 0, scale, 1)
     found = np.abs(got) / np.where(scale > 0, scale, 1)
     if jnp.issubdtype(held.codes.dtype, jnp.floating):
