@@ -251,7 +251,7 @@ def test_distance_from_float32_after_1000_steps():
 def test_decode_reads_every_encoded_moment_of_a_tree():
     params = {"w": jnp.ones((9, 8)), "none": None}
     tx = adamx.adamw(1e-3, mu_dtype=make("int8"), nu_dtype=make("bfloat16"))
-    _, state = tx.update(params, tx.init(params), params)
+    _, state = jax.jit(tx.update)(params, tx.init(params), params)
     got = codecs.decode((state, {"other": jnp.int8(3)}))
     adam = got[0][0]
     chex.assert_trees_all_equal(adam.mu, codecs.decode(state[0].mu))
@@ -357,9 +357,9 @@ def test_moments_and_leaves_draw_apart(label):
     def rule(g, first, second):
         return g, g, g
 
+    step = jax.jit(lambda g, held: moments.apply_rule(rule, g, None, signed=held)[1])
     for g in (x, 1.003 * x):  # first to the nearest, then a slow change
-        g = {"a": g, "b": g}
-        _, held = moments.apply_rule(rule, g, None, signed=held)
+        held = step({"a": g, "b": g}, held)
     codes = [np.asarray(c, np.float32) for m in held.values() for c in m.codes.values()]
     for i, one in enumerate(codes):
         for other in codes[:i]:
