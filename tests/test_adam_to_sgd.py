@@ -21,6 +21,14 @@ from tests.test_loss_scaling import assert_same_bits
 LR = 1e-3
 OFF = {"b1": 0.8, "b2": 0.95, "eps": 1e-4, "eps_root": 1e-6, "momentum": 0.7}
 GIVEN = {"sgd_learning_rate": 0.03}
+# Quickly: where the rate is found by the optimizer itself.
+by_rate = pytest.mark.parametrize(
+    "kwargs",
+    [
+        pytest.param({}, id="matched"),
+        pytest.param(GIVEN, marks=pytest.mark.slow, id="given"),
+    ],
+)
 
 
 def run(tx, gradients, params, *traced, **extra):
@@ -387,7 +395,7 @@ def test_double_precision_in_x64_mode():
         )
 
 
-@pytest.mark.parametrize("kwargs", [{}, GIVEN], ids=["matched", "given"])
+@by_rate
 @as_users
 def test_a_donated_step_needs_no_temporaries(kwargs):
     """In both phases: it is one program. Leaves of one shape, and small ones."""
@@ -463,13 +471,7 @@ def test_reading_in_both_phases_and_traced():
 # --------------------------------------------------------------------- the protocol
 
 
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        pytest.param({}, id="matched"),
-        pytest.param(GIVEN, marks=pytest.mark.slow, id="given"),
-    ],
-)
+@by_rate
 @as_users
 def test_eight_devices_equal_one(kwargs):
     mesh = Mesh(np.array(jax.devices()), ("data",))

@@ -122,7 +122,7 @@ def _any_array(case):
     check(x, stored(jnp.asarray(x), codec, is_signed), label, is_signed, layout, block)
 
 
-@settings(max_examples=60, **EASY)
+@settings(max_examples=40, **EASY)
 @given(cases())
 def test_any_array_is_within_the_bound(case):
     _any_array(case)

@@ -155,7 +155,7 @@ def test_a_step_is_update_and_apply_updates(name):
 
 # The others are compiled in the slow run only.
 COMPILED = ("split master", "loss_scaling(guard(accumulate))")
-MORE = ("guard, spikes", "accumulate", "accumulate(guard)", "master_weights(guard)")
+MORE = ("guard, spikes", "accumulate(guard)", "master_weights(guard)")
 compiled = [
     pytest.param(name, marks=[] if name in COMPILED else pytest.mark.slow)
     for name in CASES

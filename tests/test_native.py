@@ -513,7 +513,7 @@ def test_scan_vmap_and_grad():
         np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("codec", ["int8", "bfloat16"])
+@pytest.mark.parametrize("codec", some(["int8", "bfloat16"], "bfloat16"))
 def test_codes_where_xla_runs_them(codec):
     """In a batch, on several devices, on other platforms."""
     tx = adamw(mu_dtype=CODECS[codec](), nu_dtype=CODECS[codec]())
