@@ -353,7 +353,7 @@ def test_describe_and_diagnose_see_the_leaves():
     state = bucketed(adamw()).init(params)
     assert adamx.describe(bucketed(adamw()), params, state).rows[0].learning_rate == LR
     ends = [
-        adamx.read(compiled(adamx.diagnose(tx, every=1), params, 2)[1]).scalars()
+        adamx.read(run(adamx.diagnose(tx, every=1), params, 2)[2]).scalars()
         for tx in (adamw(), bucketed(adamw()))
     ]
     assert ends[0].keys() == ends[1].keys()
