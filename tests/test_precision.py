@@ -89,22 +89,8 @@ def test_x64_is_exact(row):
             assert _scaled_error(updates[t - 1], want, size=size) <= 1e-12, f"t={t}"
 
 
-# Quickly, of each way to measure a complex number one: |g|^2, |g|, a norm, a product.
-COMPLEX = ("adamw", "rmsprop", "adamax", "lamb", "momentum", "swats", "adopt")
-COMPLEX += ("schedule_free_adamw",)
-
-
 @pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(
-            row,
-            id=row.id,
-            marks=[] if row in NAMES and row.name in COMPLEX else pytest.mark.slow,
-        )
-        for row in ROWS
-        if row.is_complex
-    ],
+    "row", [param for param in BY_NAME if param.values[0].is_complex]
 )
 def test_complex64_against_complex128(row):
     gradients = _gradients(100, size=257, dtype=np.complex64)
