@@ -155,9 +155,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--out", type=Path, default=Path("outputs"))
     parser.add_argument("--tensorboard", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="200 steps")
+    parser.add_argument("--quick", action="store_true", help="100 steps")
     args = parser.parse_args()
-    args.steps = 200 if args.quick else args.steps
+    args.steps = 100 if args.quick else args.steps
     args.out.mkdir(parents=True, exist_ok=True)
     console, text = Console(), load_text()
 

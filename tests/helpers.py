@@ -6,12 +6,13 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.compiling import AS_USERS, flags
 
@@ -43,6 +44,22 @@ def run_quickly(example: str, out: pathlib.Path) -> str:
     )
     assert run.returncode == 0, run.stderr
     return run.stdout
+
+
+def some(cases: Iterable[Any], *quick: Any) -> list[Any]:
+    """Cases of a parametrised test: those not named here in the slow run only.
+
+    A case is one value, or a tuple of them.
+    """
+    cases = list(cases)
+    assert set(quick) <= set(cases), f"no such cases: {set(quick) - set(cases)}"
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=[] if case in quick else pytest.mark.slow,
+        )
+        for case in cases
+    ]
 
 
 @contextlib.contextmanager

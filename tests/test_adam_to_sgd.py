@@ -14,13 +14,21 @@ import adamx
 from adamx import codecs
 from tests import reference_hand_over
 from tests.compiling import AS_USERS, as_users
-from tests.helpers import TEMPORARIES, enable_x64
+from tests.helpers import TEMPORARIES, enable_x64, some
 from tests.test_contract import assert_close, make_params, random_like, signature
 from tests.test_loss_scaling import assert_same_bits
 
 LR = 1e-3
 OFF = {"b1": 0.8, "b2": 0.95, "eps": 1e-4, "eps_root": 1e-6, "momentum": 0.7}
 GIVEN = {"sgd_learning_rate": 0.03}
+# Quickly: where the rate is found by the optimizer itself.
+by_rate = pytest.mark.parametrize(
+    "kwargs",
+    [
+        pytest.param({}, id="matched"),
+        pytest.param(GIVEN, marks=pytest.mark.slow, id="given"),
+    ],
+)
 
 
 def run(tx, gradients, params, *traced, **extra):
@@ -105,7 +113,7 @@ def test_both_phases_are_those_of_the_reference(label, switch_step):
     np.testing.assert_array_equal(states.switch_step, want)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("decay", some([0.0, 0.1], 0.1))
 @as_users
 def test_the_phases_are_adamw_and_sgd_to_the_bit(decay):
     """Compiled as a training step is; SGD starts where AdamW ends."""
@@ -344,7 +352,11 @@ def test_plateaus_of_negative_values_and_of_nan():
 # ------------------------------------------------------------------- state and cost
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    some((jnp.float16, jnp.bfloat16, jnp.float32), jnp.bfloat16, jnp.float32),
+    ids=str,
+)
 def test_state_is_stable_and_has_adamws_bytes(dtype):
     params = make_params(dtype)
     tx = adamx.adam_to_sgd(LR, 2, weight_decay=0.1, on_plateau=adamx.plateau())
@@ -383,7 +395,7 @@ def test_double_precision_in_x64_mode():
         )
 
 
-@pytest.mark.parametrize("kwargs", [{}, GIVEN], ids=["matched", "given"])
+@by_rate
 @as_users
 def test_a_donated_step_needs_no_temporaries(kwargs):
     """In both phases: it is one program. Leaves of one shape, and small ones."""
@@ -459,7 +471,7 @@ def test_reading_in_both_phases_and_traced():
 # --------------------------------------------------------------------- the protocol
 
 
-@pytest.mark.parametrize("kwargs", [{}, GIVEN], ids=["matched", "given"])
+@by_rate
 @as_users
 def test_eight_devices_equal_one(kwargs):
     mesh = Mesh(np.array(jax.devices()), ("data",))

@@ -24,11 +24,22 @@ def one_step(tx):
 
 
 def having(rows, names):
-    """Each row with each of the arguments that its optimizer has."""
-    pairs = [(row, name) for row in rows for name in names if name in arguments(row)]
-    return pytest.mark.parametrize(
-        ("row", "name"), pairs, ids=[f"{row.id}-{name}" for row, name in pairs]
-    )
+    """Each row with each of the arguments that its optimizer has.
+
+    Quickly, of each name the row that stands for it.
+    """
+    cases = [
+        pytest.param(
+            row,
+            name,
+            id=f"{row.id}-{name}",
+            marks=[] if row in NAMES else pytest.mark.slow,
+        )
+        for row in rows
+        for name in names
+        if name in arguments(row)
+    ]
+    return pytest.mark.parametrize(("row", "name"), cases)
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot follow")
@@ -67,7 +78,19 @@ def test_hyperparameters_are_recorded_as_used(row, name):
     assert np.float32(value) in [float(x) for _, x in found]
 
 
-@pytest.mark.parametrize("row", NAMES, ids=lambda row: row.id)
+# Quickly, with a decay and without; `asked` above is by the count of every optimizer.
+COUNTING = ("sgd", "adamw", "adam_l2", "lamb", "sophia_g", "schedule_free_adamw")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(
+            row, id=row.id, marks=[] if row.name in COUNTING else pytest.mark.slow
+        )
+        for row in NAMES
+    ],
+)
 def test_every_stage_that_counts_counts_every_step(row):
     _, state = one_step(row.make())
     counts = optax.tree.get_all_with_path(state, "count")

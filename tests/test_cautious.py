@@ -26,7 +26,7 @@ by_name = pytest.mark.parametrize(
     [
         pytest.param(
             row,
-            marks=() if row.name in ("sgd", "adamw", "lion") else pytest.mark.slow,
+            marks=() if row.name in ("adamw", "lion") else pytest.mark.slow,
             id=row.name,
         )
         for row in WRAPPED

@@ -57,12 +57,17 @@ ROWS = [
     Row("int8", lambda: adamx.adamw(LR, mu_dtype=INT8, nu_dtype=INT8), tolerance=1e-3),
 ]
 
+# Every client with a bare optimizer, some with what is changed between steps and with a
+# loss that is scaled; everything else in one, by `update` or by the fused step.
+BY_UPDATE = ("master_weights", "diagnose", "sophia_h", "int8", "groups")
 QUICK = [
     (row, client)
     for row in ROWS
     for client in CLIENTS
-    if (client in ("nnx-fused", "equinox") or row.is_scaled)
-    or (row.name in ("none", "with_hyperparams") and not client.endswith("-fused"))
+    if client == ("equinox" if row.name in BY_UPDATE else "nnx-fused")
+    or (row.is_scaled and client in ("nnx", "haiku", "equinox-fused"))
+    or (row.name == "none" and not client.endswith("-fused"))
+    or (row.name == "with_hyperparams" and client in ("nnx", "linen"))
 ]
 
 

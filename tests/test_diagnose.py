@@ -20,7 +20,7 @@ from adamx.diagnostics._sampling import sample
 from adamx.diagnostics._sources import sources
 from adamx.moments import _layout
 from tests.compiling import AS_USERS, as_users
-from tests.helpers import TEMPORARIES
+from tests.helpers import TEMPORARIES, some
 
 QS = (10, 50, 90)
 B2, EPS = 0.97, 1e-3
@@ -120,9 +120,10 @@ def test_every_number_is_described():
 
 
 def test_it_is_measured_at_multiples_of_every_and_v_change_follows():
-    medians = {}
+    medians, tx = {}, make()
+    update = jax.jit(tx.update)
     for steps in range(1, 8):
-        *_, state = run(make(), steps)
+        *_, state = run(tx, steps, step=update)
         found = adamx.read(state).diagnostics
         assert found.count == steps // 3 * 3
         if steps < 3:
@@ -228,13 +229,14 @@ def test_eps_is_the_larger_part_and_the_cosine_has_no_unit(factor):
     assert numbers["cosine"] == pytest.approx(1.0)  # whose squares are 0 in float32
 
 
-@pytest.mark.parametrize("q", [0, 37.5, 100])
-def test_percentiles_at_the_ends_and_between(q):
-    *_, state = run(make(percentiles=(q,)), 3)
+def test_percentiles_at_the_ends_and_between():
+    qs = (0, 37.5, 100)
+    *_, state = run(make(percentiles=qs), 3)
     moments = adam_moments(state.inner_state[0], "a", "kernel")
-    want = np.percentile(np.abs(moments[0]) / moments[2], q)
-    got = adamx.read(state).diagnostics.layers["a/kernel"][f"r/p{q:g}"]
-    assert got == pytest.approx(want, rel=1e-6)
+    layer = adamx.read(state).diagnostics.layers["a/kernel"]
+    for q in qs:
+        want = np.percentile(np.abs(moments[0]) / moments[2], q)
+        assert layer[f"r/p{q:g}"] == pytest.approx(want, rel=1e-6)
 
 
 def test_stacked_layers_are_split():
@@ -309,16 +311,12 @@ FAMILY = {
 }
 
 
-QUICK = ("adam_mini", "sparse_adam", "schedule_free", "guard", "stages", "int8")
+# Quickly: a mean of many elements, of rows, an average, a wrapper, and a stage.
+# Codes are read by `test_int8_moments_are_read_as_decoded`.
+QUICK = ("adam_mini", "sparse_adam", "schedule_free", "guard", "stages")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name in FAMILY
-    ],
-)
+@pytest.mark.parametrize("name", some(FAMILY, *QUICK))
 def test_every_optimizer_with_moments_is_seen(name):
     tx = adamx.diagnose(FAMILY[name], every=2)
     *_, updates, state = run(tx, 4)
@@ -470,8 +468,8 @@ def test_nan_and_inf_are_counted_in_their_layer():
     assert layers["a/bias"]["nonfinite"] == 0
     assert layers["a/bias"]["grad_norm"] > 0
     large = jnp.zeros((600, 700))
+    tx = adamx.diagnose(adamx.adamw(1e-3), every=1)
     for value, is_bad in ((jnp.nan, 1), (-jnp.inf, 1), (1e30, 1), (1e18, 0)):
-        tx = adamx.diagnose(adamx.adamw(1e-3), every=1)
         one = large.at[599, 3].set(value)
         _, state = jax.jit(tx.update)(one, tx.init(large), large)
         assert adamx.read(state).scalars()["nonfinite/(root)"] == is_bad
@@ -520,13 +518,23 @@ def test_explicit_axes_give_the_numbers_of_one_device():
         )
 
 
-def test_dtypes_clients_and_checkpoints():
-    for dtype in (jnp.float16, jnp.bfloat16, jnp.complex64):
-        params = tree(3, {"w": (9, 5)}, dtype)
-        tx = make(every=1)
-        _, state = jax.jit(tx.update)(params, tx.init(params), params)
-        numbers = adamx.read(state).diagnostics.layers["w"]
-        assert numbers["cosine"] == pytest.approx(1.0, abs=1e-3)
+@pytest.mark.parametrize(
+    "dtype",
+    some(
+        (jnp.float16, jnp.bfloat16, jnp.complex64),
+        jnp.bfloat16,
+        jnp.complex64,
+    ),
+)
+def test_dtypes(dtype):
+    params = tree(3, {"w": (9, 5)}, dtype)
+    tx = make(every=1)
+    _, state = jax.jit(tx.update)(params, tx.init(params), params)
+    numbers = adamx.read(state).diagnostics.layers["w"]
+    assert numbers["cosine"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_clients_and_checkpoints():
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, make(every=1), wrt=nnx.Param)
     gradients = nnx.grad(lambda m: jnp.sum(m(jnp.ones((1, 3)))))(model)

@@ -119,6 +119,7 @@ def damage(checkpoint):
     max(files, key=lambda p: p.stat().st_size).write_bytes(b"")
 
 
+@pytest.mark.slow  # quickly: test_a_run_that_is_cut_off_... in tests/test_benchmarks.py
 def test_killed_in_a_save_and_resumed(start, whole, tmp_path):
     """From the one before the last, too, where the last was damaged since."""
     saves, log = tmp_path / RUN / "checkpoints", tmp_path / RUN / "history.jsonl"

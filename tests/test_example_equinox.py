@@ -3,10 +3,12 @@
 import re
 
 import matplotlib.pyplot as plt
+import pytest
 
 from tests.helpers import run_quickly
 
 
+@pytest.mark.slow  # tests/test_clients.py trains models of Equinox
 def test_quick_run(tmp_path):
     printed = run_quickly("equinox_mlp.py", tmp_path)
     before, after = (

@@ -18,7 +18,7 @@ from adamx.compose._narrow import round_leaf
 from adamx.moments import _order
 from tests import reference_narrow
 from tests.compiling import AS_USERS, as_users
-from tests.helpers import enable_x64
+from tests.helpers import enable_x64, some
 from tests.test_contract import make_params, random_like, signature
 
 if hasattr(jax, "shard_map"):
@@ -33,13 +33,7 @@ WRAPPERS = {
 }
 BYTES = {"float32": 4, "split": 2, "rest": 2}
 by_kind = pytest.mark.parametrize("kind", WRAPPERS)
-by_one_kind = pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, marks=() if kind == "split" else pytest.mark.slow)
-        for kind in WRAPPERS
-    ],
-)
+by_one_kind = pytest.mark.parametrize("kind", some(WRAPPERS, "split"))
 
 
 def stored_of(state):
@@ -58,7 +52,16 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "dtype", "largest"), CASES)
+# Quickly: each kind, each dtype, small and large ones.
+QUICK = (
+    ("float32", np.float16, 1e4),
+    ("split", ml_dtypes.bfloat16, 1),
+    ("rest", ml_dtypes.bfloat16, 1e9),
+    ("rest", np.float16, 1),
+)
+
+
+@pytest.mark.parametrize(("kind", "dtype", "largest"), some(CASES, *QUICK))
 def test_a_thousand_wild_steps_are_those_of_the_definition(kind, dtype, largest):
     """Parameters after Optax's own sum, and what is stored, to the last bit."""
     rng = np.random.default_rng(1)
@@ -77,11 +80,12 @@ def test_a_thousand_wild_steps_are_those_of_the_definition(kind, dtype, largest)
         carry, updates
     )
     assert moves.dtype == jnp.float32
+    ps, stored, counts = map(np.asarray, (ps, stored, counts))
     smallest, old, missed_before = np.inf, start, np.zeros(301, bool)
     for t, want in enumerate(reference_narrow.run(kind, start, updates, dtype)):
         p, new, kept, missed = want
-        np.testing.assert_array_equal(np.asarray(ps[t]), p, err_msg=f"t={t}")
-        np.testing.assert_array_equal(np.asarray(stored[t]), kept, err_msg=f"t={t}")
+        np.testing.assert_array_equal(ps[t], p, err_msg=f"t={t}")
+        np.testing.assert_array_equal(stored[t], kept, err_msg=f"t={t}")
         assert int(counts[t]) == np.sum(missed)
         target = new.astype(dtype).astype(np.float64)
         error, before = np.abs(p - target), np.abs(old.astype(np.float32))
@@ -413,7 +417,7 @@ def test_temporaries_of_a_donated_step(kind):
     assert len(set(pointers)) == len(pointers)
 
 
-@by_kind
+@by_one_kind
 @as_users
 def test_eight_devices_equal_one(kind):
     mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -476,7 +480,7 @@ def test_each_device_its_own_part_under_shard_map(kind, size):
     chex.assert_trees_all_equal(got, jax.jit(step)(params, state, gradient))
 
 
-@by_kind
+@pytest.mark.parametrize("kind", some(WRAPPERS, "split", "rest"))
 def test_derivatives_go_through_several_steps(kind):
     """Twice -0.1 per unit of gradient: that of the bits of "split" was 0."""
     tx = WRAPPERS[kind](adamx.sgd(0.1))
@@ -492,7 +496,7 @@ def test_derivatives_go_through_several_steps(kind):
     np.testing.assert_allclose(jax.grad(after_two)(1.0), -0.2, rtol=1e-2)
 
 
-@by_kind
+@by_one_kind
 def test_map_params_and_checkpoint(kind):
     params, tx = _mixed(), _make(kind)
     params, state = _steps(tx, params)
@@ -547,7 +551,7 @@ def test_other_transformations_inside_and_around(kind):
     seen.update(gradients, seen.init(params), params, loss_fn=loss)
 
 
-@by_kind
+@by_one_kind
 def test_flax_clients(kind):
     from flax import nnx
     from flax.training.train_state import TrainState

@@ -1,5 +1,7 @@
 """Groups with rates of their own: whose rates a moment was taken with."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 import adamx
 from adamx.interop import migrate
+from tests.helpers import some
 
 MOVES = {  # of the rates (b1, b2) by label, and each parameter's label
     "one moves": ({"x": (0.9, 0.999), "y": (0.8, 0.99)}, {"a": "x", "b": "x"}),
@@ -16,8 +19,18 @@ MOVES = {  # of the rates (b1, b2) by label, and each parameter's label
 }
 
 
-@pytest.mark.parametrize("codec", [None, adamx.codecs.bfloat16_stochastic()])
-@pytest.mark.parametrize("move", MOVES)
+CODEC = adamx.codecs.bfloat16_stochastic()
+
+
+@pytest.mark.parametrize(
+    ("move", "codec"),
+    some(
+        itertools.product(MOVES, [None, CODEC]),
+        ("one moves", None),
+        ("labels are exchanged", None),
+        ("rates change too", CODEC),
+    ),
+)
 def test_a_parameter_that_changes_groups_keeps_its_corrected_moments(move, codec):
     """Its mean was taken with the rates of the group it comes from."""
     params = {name: jnp.ones((n, 2)) for name, n in (("a", 3), ("b", 4), ("c", 5))}

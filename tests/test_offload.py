@@ -19,7 +19,7 @@ by_name = pytest.mark.parametrize(
     [
         pytest.param(
             row,
-            marks=() if row.name in ("sgd", "adamw") else pytest.mark.slow,
+            marks=() if row.name == "adamw" else pytest.mark.slow,
             id=row.name,
         )
         for row in NAMES

@@ -27,6 +27,7 @@ def test_optax_tests_pass_on_ours(name):
     assert not found, "\n".join(found)
 
 
+@pytest.mark.slow
 def test_broken_functions_are_noticed():
     report = runner.run("broken")
     failed = runner.cases_with(report, "failed")

@@ -106,7 +106,15 @@ RUNS = [
 
 
 @pytest.mark.parametrize(
-    ("make", "dtype", "zero1"), [row[1:] for row in RUNS], ids=[row[0] for row in RUNS]
+    ("make", "dtype", "zero1"),
+    [
+        pytest.param(
+            *row,
+            id=label,
+            marks=pytest.mark.slow if label in ("replicated", "guarded") else [],
+        )
+        for label, *row in RUNS
+    ],
 )
 def test_a_plan_is_what_a_run_takes(make, dtype, zero1):
     tx = make()

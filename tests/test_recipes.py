@@ -355,7 +355,7 @@ def test_eight_devices(label):
     assert all(s.is_equivalent_to(place["dense"]["kernel"], 2) for s in spread)
 
 
-@by_case
+@by_few
 def test_read_and_wrappers(label):
     tx, (_, state) = make(label), runs(label)[0]
     reading = adamx.read(state)
@@ -424,7 +424,7 @@ def test_rates_are_traced(label):
 # ------------------------------------------------------------------- they train
 
 
-@by_case
+@by_few
 def test_it_trains(label):
     """Logistic regression on a bag of tokens: 200 fused steps in one scan."""
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 import adamx
 from adamx.sharding import state_shardings
 from tests.compiling import as_users
-from tests.helpers import IS_OLD_XLA
+from tests.helpers import IS_OLD_XLA, some
 from tests.optimizers_table import LR, NAMES, ROWS
 
 DEVICES = 8
@@ -85,7 +85,7 @@ def after(tx, shapes, place=None, steps=3, dtype=np.float32):
 @pytest.mark.skipif(
     IS_OLD_XLA, reason="XLA of jax 0.6 rounds a mean of (8, 3) twice on AVX-512"
 )
-@pytest.mark.parametrize("label", MAKE)
+@pytest.mark.parametrize("label", some(MAKE, "traced b"))
 @as_users
 def test_moments_have_the_bits_of_one_device_whatever_their_shape(label):
     tx = MAKE[label]()

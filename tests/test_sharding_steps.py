@@ -3,6 +3,7 @@
 What is gathered is read in the compiled program.
 """
 
+import itertools
 import re
 
 import chex
@@ -19,6 +20,7 @@ from adamx import codecs
 from adamx.sharding import state_shardings
 from adamx.sharding._collectives import collectives_of
 from tests.compiling import as_users
+from tests.helpers import some
 
 RATE = 1e-2
 SHAPES = {"a": {"w": (64, 24), "v": (16, 64)}, "b": (32,), "odd": (7, 3)}
@@ -70,8 +72,14 @@ CASES = [
     ("adam_mini", lambda: adamx.adam_mini(RATE), updating, False),
     ("int8", encoded, updating, False),
 ]
+# Quickly: an element by itself, a choice, a norm of a leaf, codes.
+QUICK = ("adamw", "guard", "lamb", "int8")
 by_case = pytest.mark.parametrize(
-    ("make", "way", "is_elementwise"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+    ("make", "way", "is_elementwise"),
+    [
+        pytest.param(*c, id=label, marks=[] if label in QUICK else pytest.mark.slow)
+        for label, *c in CASES
+    ],
 )
 
 
@@ -350,8 +358,14 @@ if hasattr(jax, "set_mesh"):
     MESHES.append("explicit")
 
 
-@pytest.mark.parametrize("kind", MESHES)
-@pytest.mark.parametrize("zero1", [None, "data"])
+@pytest.mark.parametrize(
+    ("kind", "zero1"),
+    some(
+        itertools.product(MESHES, (None, "data")),
+        ("automatic", "data"),
+        *[("explicit", None)] * (len(MESHES) > 1),
+    ),
+)
 def test_a_whole_step_on_four_by_two(kind, zero1):
     """Forward, backward, clip and update; twenty of them."""
     kinds = jax.sharding.AxisType

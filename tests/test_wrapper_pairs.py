@@ -8,8 +8,6 @@ from tests import wrapper_pairs as table
 
 # What no other file compiles: each wrapper with a step of its own is in one.
 QUICK = [
-    ("stages", "guard"),
-    ("groups", "accumulate"),
     ("with_hyperparams", "loss_scaling"),
     ("master_weights", "guard"),
     ("guard", "accumulate", "groups", "stages"),
