@@ -192,9 +192,9 @@ ILLNESSES = {
         decays=True,
     ),
     "settled": Illness(
-        "rate of all layers for 6,000 steps without decay, times",
-        (3, 2, 4),
-        lambda s: {"rate": s},
+        "the same rate for 6,000 steps, times",
+        (0.75, 1, 1.5),
+        lambda s: {"too_fast": s},
         ("ready_for_sgd",),
         where="all",
         phases=12,
