@@ -566,6 +566,36 @@ def test_a_centred_square_that_overflows_stops_its_element_too(size):
         assert float(updates[1]) < 0.0
 
 
+@pytest.mark.parametrize("b2", [0.0, 0.3, 0.9, lambda t: 1.0 - (t + 1.0) ** -0.8])
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_a_square_that_overflows_is_inf_whatever_its_weight(b2, is_traced):
+    """Below b2 = 1/2 the average starts from the new square: no inf - inf there."""
+    if is_traced:
+        tx = adamx.with_hyperparams(adamx.adam, learning_rate=1.0, b2=b2)
+    else:
+        tx = adamx.adam(1.0, b2=b2)
+    state = tx.init(jnp.zeros(2))
+    for g in (1e20, 1.0, -1e30, 1.0):
+        updates, state = jax.jit(tx.update)(jnp.array([g, 1.0]), state)
+        assert float(updates[0]) == 0.0
+        assert float(updates[1]) < 0.0
+
+
+def test_a_complex_quotient_that_overflows_is_clipped_as_a_real_one():
+    """ADOPT, where the first gradient was 0: g / eps is inf, its update the limit."""
+    tx = adamx.adopt(1.0, b1=0.0)
+    state, real = tx.init(jnp.zeros(1, jnp.complex64)), tx.init(jnp.zeros(1))
+    for g in (0.0, -1e35, 1.0):
+        u, state = jax.jit(tx.update)(jnp.array([g], jnp.complex64), state)
+        expected, real = jax.jit(tx.update)(jnp.array([g]), real)
+        np.testing.assert_allclose(jnp.real(u), expected, rtol=1e-6)
+        np.testing.assert_array_equal(jnp.imag(u), 0.0)
+    both = jnp.array([1e35 - 1e35j], jnp.complex64)
+    _, state = tx.update(0 * both, tx.init(0 * both))
+    u, _ = tx.update(both, state)
+    np.testing.assert_allclose(u, [(-1 + 1j) * 0.5**0.5], rtol=1e-6)
+
+
 def test_a_nan_in_one_part_of_a_complex_number_leaves_the_other():
     """Products are rounded part by part: each is that of a real leaf."""
     tx = adamx.momentum(1.0, 0.5, nesterov=True)

@@ -193,9 +193,12 @@ def update_square(average: jax.Array, new: jax.Array, weight: Weight) -> jax.Arr
     whole.
     """
     has_overflown = average == jnp.inf
-    new = jnp.where(has_overflown, jnp.zeros_like(new), new)
-    moved = update_average(average, new, weight)
-    return jnp.where(has_overflown, average, moved)
+    left = jnp.where(has_overflown, jnp.zeros_like(new), new)
+    moved = update_average(average, left, weight)
+    if weight.is_major is False:
+        return jnp.where(has_overflown, average, moved)
+    # Where the average moves from the new side, an inf there would be inf - inf.
+    return jnp.where(has_overflown | (new == jnp.inf), jnp.inf, moved)
 
 
 def decay(x: jax.Array, weight: Weight) -> jax.Array:

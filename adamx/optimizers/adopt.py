@@ -113,6 +113,11 @@ def adopt_leaf(
 def _clip_modulus(x: jax.Array, limit: jax.Array) -> jax.Array:
     if not jnp.iscomplexobj(x):
         return jnp.clip(x, -limit, limit)
+    # A quotient over a tiny root may be inf; its modulus is cut all the same, as above,
+    # by a factor that is no subnormal number, which is 0 on many devices.
+    most = float(jnp.finfo(x.dtype).max) * 2.0**-30
+    re, im = (jnp.clip(part, -most, most) for part in (jnp.real(x), jnp.imag(x)))
+    x = jax.lax.complex(re, im)
     size = jnp.abs(x)
     inside = size <= limit  # not so for a NaN, which the quotient keeps
     factor = jnp.where(inside, jnp.ones_like(size), limit / size)
