@@ -26,12 +26,32 @@ jax.config.update("jax_compilation_cache_dir", cache)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+# JAX makes many objects that stay: to look through all of them so often takes a sixth
+# of the run's time.
+gc.set_threshold(100_000, 50, 1000)
+MOST_MEMORY = 2.5e9  # bytes of a worker
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forgets_what_it_compiled():
-    """A worker that keeps the programs of all tests grows to 5 GB; so, to 2."""
+    """A worker that keeps the programs of all tests grows to many GB.
+
+    To forget them takes time too, and so does to compile them again: not more often
+    than need be.
+    """
     yield
-    jax.clear_caches()
-    gc.collect()
+    if memory() > MOST_MEMORY:
+        jax.clear_caches()
+        gc.collect()
+
+
+def memory() -> float:
+    """Bytes of this process in memory; where that is not known, infinity."""
+    try:
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return float("inf")
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture
