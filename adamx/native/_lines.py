@@ -192,7 +192,7 @@ def shared_roots(region: Region) -> dict[Value, tuple[Value, Operand, Operand]]:
         if is_made_by(value, "add"):  # of nothing, as an eps_root that is 0
             terms = value.node.inputs
             rest = [x for x in terms if not (isinstance(x, Number) and x.value == 0)]
-            value = rest[0] if len(rest) == 1 else value
+            value = _without_rounding(rest[0], terms) if len(rest) == 1 else value
         if not is_made_by(value, "mul"):
             continue
         for x, factor in itertools.permutations(value.node.inputs):
