@@ -81,9 +81,8 @@ class Reading:
 
     Attributes:
       count: steps taken (under `optax.MultiSteps`, updates, not micro-steps). Those
-        that a guard skipped are not among them: it may be less than
-        `diagnostics.count`, and the step of training is `count + skipped`, which is
-        what a `History` goes by. None where no stage counts.
+        that a guard around the stage skipped are not among them: see `unseen`. None
+        where no stage counts.
       learning_rate: the rate last applied, in parameter units per step; before the
         first step, the rate that it will have. A float, or a dict by group where
         several learning-rate stages are found (as with optax.partition).
@@ -99,6 +98,10 @@ class Reading:
         switches (`swats`), -1 while it is in it; None where nothing can switch. A dict
         by group where several can.
       diagnostics: what `adamx.diagnose` measured; None without it.
+      unseen: steps that guards skipped and `count` does not have: the step of training,
+        by which a `History` goes, is `count + unseen`. Less than `skipped` where a
+        guard is in one of several groups, since the others count on. None where no
+        guard is around what counts. No number of `scalars`.
 
     Values are Python numbers; arrays where the state is batched (vmap over seeds), and
     tracers where `read` is called inside jit.
@@ -112,6 +115,7 @@ class Reading:
     more: Mapping[str, ByGroup] = dataclasses.field(default_factory=dict)
     switch_step: ByGroup | None = None
     diagnostics: Diagnostics | None = None
+    unseen: Number | None = None
 
     def scalars(self, only: Sequence[str] | None = None) -> dict[str, float]:
         """A flat dict for any logger: 'count', 'learning_rate' or 'learning_rate/a'.
@@ -131,6 +135,7 @@ class Reading:
         """
         named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         measured = named.pop("diagnostics")
+        del named["unseen"]
         named |= named.pop("more")
         if only is not None:
             self._check_only(only, named)
@@ -200,15 +205,17 @@ def read(state: PyTree) -> Reading:
                     key = () if group is None else (jax.tree_util.DictKey(group),)
                     found.setdefault(kind, {})[path + key] = to_host(number)
     known = {field.name for field in dataclasses.fields(Reading)}
+    count = _largest(found.get("count"))
     return Reading(
         more={k: _by_group(v) for k, v in found.items() if k not in known},
-        count=_largest(found.get("count")),
+        count=count,
         learning_rate=_by_group(found.get("learning_rate")),
         grad_norm=_by_group(_outermost(found.get("grad_norm"))),
         weight_decay=_by_group(found.get("weight_decay")),
         skipped=_by_group(_outermost(found.get("skipped"))),
         switch_step=_by_group(found.get("switch_step")),
         diagnostics=joined(measured),
+        unseen=_unseen(found, count),
     )
 
 
@@ -280,6 +287,24 @@ def _largest(values: Mapping[Any, Any] | None) -> Any:
     if all(isinstance(v, int) for v in candidates):
         return max(candidates)
     return candidates[0]
+
+
+def _unseen(found: Mapping[str, Mapping[Any, Any]], count: Any) -> Any:
+    """By how much the furthest of the steps that a stage has been through, is above.
+
+    A stage has been through the steps that it counts, and those that a guard around it
+    skipped. Of several in a batch or in jit, the first one's, as in `_largest`.
+    """
+    skipped, own = _outermost(found.get("skipped")), found.get("unseen", {})
+    counts = found.get("count", {})
+    hidden = {path: (own.get(path), _around(path, skipped)) for path in counts}
+    if all(pair == (None, None) for pair in hidden.values()):
+        return None
+    been = {
+        path: value + sum(x for x in hidden[path] if x is not None)
+        for path, value in counts.items()
+    }
+    return _largest(been) - count
 
 
 def _around(path: Any, values: Mapping[Any, Any] | None) -> Any:

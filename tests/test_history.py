@@ -363,6 +363,31 @@ def test_measurements_go_on_where_steps_are_skipped(tmp_path, is_outside):
     assert reading.diagnostics.count == 12
 
 
+ADAM, SGD = adamx.adamw(0.1), adamx.sgd(0.1)
+GUARDED = {
+    "guard": adamx.guard(ADAM),
+    "stages": adamx.stages([(adamx.guard(ADAM), 5), (SGD, None)]),
+    "guarded stages": adamx.guard(adamx.stages([(ADAM, 2), (SGD, None)])),
+}
+
+
+@pytest.mark.parametrize("name", GUARDED)
+@pytest.mark.parametrize("other", [ADAM, optax.sgd(0.1)])
+def test_steps_where_one_of_several_groups_is_guarded(tmp_path, name, other):
+    """What counts all steps is not behind by those that a guard skipped."""
+    tx = adamx.groups([("a", GUARDED[name])], default=other)
+    params = {"a": jnp.ones(3), "b": jnp.ones(3)}
+    state, history = tx.init(params), adamx.History(tmp_path / "run.jsonl")
+    update = jax.jit(tx.update)
+    for scale in (1.0, NAN, NAN, 1.0, NAN, 1.0, 1.0, NAN):
+        grads = {"a": jnp.full(3, scale), "b": jnp.ones(3)}
+        _, state = update(grads, state, params)
+        history.append(adamx.read(state))
+    for found in (history, adamx.History(tmp_path / "run.jsonl")):
+        assert found.steps.tolist() == list(range(1, 9))
+    assert "unseen" not in history.columns
+
+
 def test_steps_go_on_where_steps_are_skipped(tmp_path):
     tx = adamx.guard(adamx.adamw(0.1))
     state, history = tx.init(PARAMS), adamx.History(tmp_path / "run.jsonl")

@@ -77,7 +77,7 @@ def test_leaves_of_codes_are_two_programs_one_after_the_other(monkeypatch):
     text = text_of(native, params, state, params)
     assert sum("static void reduce(" in t for t in set(texts)) == 1
     (written,) = {t for t in texts if "uint8_t* out" in t}
-    # Three roots: of |mu|, of nu, and of what it is divided by where that is not shared.
+    # Roots of |mu| and of nu; the third one is that of nu too, where it is shared.
     assert [written.count(f) for f in ("= sqrtf(", "= (shares ? ")] == [2, 1]
     calls = re.findall(r"= (\(.*?\)) custom-call\(", text[text.index("ENTRY") :])
     kinds = ["u8[" in result for result in calls]

@@ -274,6 +274,6 @@ def test_diagnostics_print_shortly():
     reading = a_measured_reading()
     text = "Diagnostics(count=100, 2 layers x 3 numbers)"
     assert repr(reading.diagnostics) == text
-    assert f"diagnostics={text})" in repr(reading)
+    assert f"diagnostics={text}," in repr(reading)
     # As an `in_axes` of jax.vmap.
     assert repr(Diagnostics(0, 0)) == "Diagnostics(count=0, layers=0)"

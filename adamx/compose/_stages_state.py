@@ -38,6 +38,8 @@ class StagesState(NamedTuple):
         """Steps, stage, and what the stage of the last step has recorded."""
         found = _of_stage(unboxed(self.stage), [read(s) for s in self.inner_states])
         own = {"count": self.count, "stage": self.stage, "stage_since": self.since}
+        if "skipped" in found:
+            own["unseen"] = 0  # what a guard within skips is counted here
         return found | own
 
 

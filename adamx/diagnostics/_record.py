@@ -12,9 +12,12 @@ import numpy as np
 from adamx import _checks
 from adamx.reading import Diagnostics, Reading, to_host
 
-# What of a Reading a record keeps as it is; the diagnostics are packed.
+# What of a Reading a record keeps as it is; the diagnostics are packed, and what its
+# count has not seen is in the record's step.
 FIELDS = tuple(
-    field.name for field in dataclasses.fields(Reading) if field.name != "diagnostics"
+    field.name
+    for field in dataclasses.fields(Reading)
+    if field.name not in ("diagnostics", "unseen")
 )
 
 
@@ -23,8 +26,8 @@ class Record:
     """One entry of a `History`.
 
     Attributes:
-      step: what was passed; else `reading.count`, and the skipped steps where some
-        are counted; without a count, that of the record before; where nothing counts,
+      step: what was passed; else `reading.count`, and its `unseen` steps where a guard
+        hides some; without a count, that of the record before; where nothing counts,
         the record's place, from 0.
       reading: Python numbers only. Its diagnostics are None unless they were measured
         since the record before; a number that a layer lacks reads NaN.
@@ -71,14 +74,15 @@ class Row:
     fields: Mapping[str, Any]
     metrics: Mapping[str, float]
     measured: Measurement | None = None
-    passed_step: int | None = None
+    passed_step: int | None = None  # or what the reading itself says
 
     @property
     def step(self) -> int | None:
         """See `Record`; None: neither passed nor counted."""
         if self.passed_step is not None or "count" not in self.fields:
             return self.passed_step
-        # A guard's own count stands still where a step is skipped: training goes on.
+        # What is skipped is not counted, and training goes on. Where it is not said by
+        # how much the count is behind (a line of an earlier version): by all of it.
         skipped = self.fields.get("skipped", 0)
         among = skipped.values() if isinstance(skipped, Mapping) else [skipped]
         whole = [k for k in among if isinstance(k, int)]
@@ -114,7 +118,10 @@ def row(
     checked = {name: _metric(name, value) for name, value in metrics.items()}
     present = {name: value for name, value in checked.items() if value is not None}
     measured = _measurement(reading.diagnostics, last_count)
-    return Row(fields, present, measured, _step(step))
+    given = _step(step)
+    if given is None and reading.unseen is not None and "count" in fields:
+        given = fields["count"] + int(_recorded("unseen", reading.unseen))
+    return Row(fields, present, measured, given)
 
 
 def _step(given: Any) -> int | None:
