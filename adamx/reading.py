@@ -7,6 +7,7 @@ recorded numbers are reported: what no State recorded reads as None.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -280,30 +281,39 @@ def _mean(number: Any) -> Any:
 
 
 def _largest(values: Mapping[Any, Any] | None) -> Any:
-    """The furthest count: stages may start late, none counts more than the steps."""
-    if not values:
+    """The furthest count: stages may start late, none counts more than the steps.
+
+    In a batch, that of each member; of batches of unlike size, the first one's.
+    """
+    candidates = list((values or {}).values())
+    if not candidates:
         return None
-    candidates = list(values.values())
+    is_abstract = any(isinstance(v, jax.ShapeDtypeStruct) for v in candidates)
+    if is_abstract or len({np.shape(v) for v in candidates}) > 1:
+        return candidates[0]
     if all(isinstance(v, int) for v in candidates):
         return max(candidates)
-    return candidates[0]
+    is_traced = any(isinstance(v, jax.core.Tracer) for v in candidates)
+    return functools.reduce(jnp.maximum if is_traced else np.maximum, candidates)
 
 
 def _unseen(found: Mapping[str, Mapping[Any, Any]], count: Any) -> Any:
     """By how much the furthest of the steps that a stage has been through, is above.
 
     A stage has been through the steps that it counts, and those that a guard around it
-    skipped. Of several in a batch or in jit, the first one's, as in `_largest`.
+    skipped.
     """
     skipped, own = _outermost(found.get("skipped")), found.get("unseen", {})
     counts = found.get("count", {})
-    hidden = {path: (own.get(path), _around(path, skipped)) for path in counts}
-    if all(pair == (None, None) for pair in hidden.values()):
-        return None
-    been = {
-        path: value + sum(x for x in hidden[path] if x is not None)
-        for path, value in counts.items()
+    hidden = {
+        path: [x for x in (own.get(path), _around(path, skipped)) if x is not None]
+        for path in counts
     }
+    if not any(hidden.values()):
+        return None
+    if isinstance(count, jax.ShapeDtypeStruct):
+        return count
+    been = {path: value + sum(hidden[path]) for path, value in counts.items()}
     return _largest(been) - count
 
 

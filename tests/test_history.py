@@ -388,6 +388,34 @@ def test_steps_where_one_of_several_groups_is_guarded(tmp_path, name, other):
     assert "unseen" not in history.columns
 
 
+def test_what_a_batch_or_a_traced_state_has_not_seen():
+    """Member by member; and in jit and from shapes, without asking for a value."""
+    tx = adamx.groups([("a", adamx.guard(ADAM))], default=optax.sgd(0.1))
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2))}
+    state = jax.vmap(tx.init)(params)
+    for scale in ((1.0, NAN, 1.0), (NAN, NAN, 1.0)):
+        grads = {"a": jnp.full((3, 2), jnp.array(scale)[:, None]), "b": params["b"]}
+        _, state = jax.vmap(tx.update)(grads, state, params)
+    for read in (adamx.read, jax.jit(adamx.read), jax.vmap(adamx.read)):
+        found = read(state)
+        assert np.asarray(found.count).tolist() == [1, 0, 2]
+        assert np.asarray(found.unseen).tolist() == [1, 2, 0]
+    assert jax.eval_shape(adamx.read, state).unseen.shape == (3,)
+    assert adamx.read(jax.eval_shape(lambda: state)).unseen.shape == (3,)
+
+
+def test_a_batch_counts_what_its_furthest_stage_counts():
+    tx = adamx.groups([("a", adamx.guard(ADAM))], default=ADAM)
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3))}
+    state = jax.vmap(tx.init)(params)
+    grads = {"a": jnp.full((2, 3), jnp.array([[NAN], [1.0]])), "b": params["b"]}
+    _, state = jax.vmap(tx.update)(grads, state, params)
+    for read in (adamx.read, jax.jit(adamx.read)):
+        found = read(state)
+        assert np.asarray(found.count).tolist() == [1, 1]
+        assert np.asarray(found.unseen).tolist() == [0, 0]
+
+
 def test_steps_go_on_where_steps_are_skipped(tmp_path):
     tx = adamx.guard(adamx.adamw(0.1))
     state, history = tx.init(PARAMS), adamx.History(tmp_path / "run.jsonl")
