@@ -99,10 +99,11 @@ class Reading:
         switches (`swats`), -1 while it is in it; None where nothing can switch. A dict
         by group where several can.
       diagnostics: what `adamx.diagnose` measured; None without it.
-      unseen: steps that guards skipped and `count` does not have: the step of training,
-        by which a `History` goes, is `count + unseen`. Less than `skipped` where a
-        guard is in one of several groups, since the others count on. None where no
-        guard is around what counts. No number of `scalars`.
+      unseen: steps that our guards skipped and `count` does not have: the step of
+        training, by which a `History` goes, is `count + unseen`. Less than `skipped`
+        where a guard is in one of several groups, since the others count on; more
+        where two are nested. With a guard around accumulation, of micro-steps. None
+        where nothing skips. No number of `scalars`.
 
     Values are Python numbers; arrays where the state is batched (vmap over seeds), and
     tracers where `read` is called inside jit.
@@ -197,7 +198,7 @@ def read(state: PyTree) -> Reading:
     for path, node in readable_nodes(state_tree(state)):
         for kind, value in node.readings().items():
             if isinstance(value, Diagnostics):
-                unseen = _around(path, _outermost(found.get("skipped")))
+                unseen = _sum(_around(path, found.get("skipped")))
                 measured.append(_on_host(value, unseen))
                 continue
             groups = value if isinstance(value, Mapping) else {None: value}
@@ -288,11 +289,12 @@ def _largest(values: Mapping[Any, Any] | None) -> Any:
     candidates = list((values or {}).values())
     if not candidates:
         return None
-    is_abstract = any(isinstance(v, jax.ShapeDtypeStruct) for v in candidates)
-    if is_abstract or len({np.shape(v) for v in candidates}) > 1:
-        return candidates[0]
     if all(isinstance(v, int) for v in candidates):
         return max(candidates)
+    numbers = (int, np.ndarray, jax.Array)
+    is_concrete = all(isinstance(v, numbers) for v in candidates)
+    if not is_concrete or len({np.shape(v) for v in candidates}) > 1:
+        return candidates[0]
     is_traced = any(isinstance(v, jax.core.Tracer) for v in candidates)
     return functools.reduce(jnp.maximum if is_traced else np.maximum, candidates)
 
@@ -300,27 +302,44 @@ def _largest(values: Mapping[Any, Any] | None) -> Any:
 def _unseen(found: Mapping[str, Mapping[Any, Any]], count: Any) -> Any:
     """By how much the furthest of the steps that a stage has been through, is above.
 
-    A stage has been through the steps that it counts, and those that a guard around it
-    skipped.
+    A stage has been through the steps that it counts, and those that the guards around
+    it skipped, each of which does not see what the ones around itself skip.
     """
-    skipped, own = _outermost(found.get("skipped")), found.get("unseen", {})
+    skipped, own = found.get("skipped", {}), found.get("unseen", {})
     counts = found.get("count", {})
-    hidden = {
-        path: [x for x in (own.get(path), _around(path, skipped)) if x is not None]
-        for path in counts
-    }
-    if not any(hidden.values()):
+    if not counts or not (skipped or own):
         return None
     if isinstance(count, jax.ShapeDtypeStruct):
         return count
-    been = {path: value + sum(hidden[path]) for path, value in counts.items()}
+    been = {}
+    for path, value in counts.items():
+        hidden = [own.get(path), *_around(path, skipped)]
+        been[path] = _sum([value, *(x for x in hidden if x is not None)])
+    if any(value is None for value in been.values()):
+        return None
     return _largest(been) - count
 
 
-def _around(path: Any, values: Mapping[Any, Any] | None) -> Any:
-    """Of the State that holds the one at `path`; None: there is none."""
-    outer = {k: v for k, v in (values or {}).items() if path[: len(k)] == k != path}
-    return next(iter(outer.values()), None)
+def _sum(values: Sequence[Any]) -> Any:
+    """Of numbers of nested States: a batch within a batch has its axes behind.
+
+    None of none, and of batches that are not of one another.
+    """
+    if not values:
+        return None
+    shape = max((np.shape(x) for x in values), key=len)
+    total: Any = 0
+    for x in values:
+        missing = len(shape) - np.ndim(x)
+        if np.shape(x) != shape[: np.ndim(x)]:
+            return None
+        total = total + (x.reshape(np.shape(x) + (1,) * missing) if missing else x)
+    return total
+
+
+def _around(path: Any, values: Mapping[Any, Any] | None) -> list[Any]:
+    """Of the States that hold the one at `path`, outer ones first."""
+    return [v for k, v in (values or {}).items() if path[: len(k)] == k != path]
 
 
 def _on_host(measured: Diagnostics, unseen: Any) -> Diagnostics:

@@ -287,8 +287,9 @@ def test_steps(step, tmp_path):
     assert not len(history)
 
 
-def test_a_step_in_a_file_that_is_no_number(tmp_path):
+@pytest.mark.parametrize("name", ["step", "unseen"])
+def test_a_step_in_a_file_that_is_no_number(tmp_path, name):
     path = tmp_path / "run.jsonl"
-    path.write_text('{"count": 1}\n{"count": 2, "step": "x"}\n')
-    with pytest.warns(UserWarning, match="line 2: 'step' must be a whole number"):
+    path.write_text(f'{{"count": 1}}\n{{"count": 2, "{name}": "x"}}\n')
+    with pytest.warns(UserWarning, match=f"line 2: '{name}' must be a whole number"):
         assert adamx.History(path).steps.tolist() == [1]

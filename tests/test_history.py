@@ -364,10 +364,13 @@ def test_measurements_go_on_where_steps_are_skipped(tmp_path, is_outside):
 
 
 ADAM, SGD = adamx.adamw(0.1), adamx.sgd(0.1)
+SPIKES = {"spike_zscore": 6.0, "spike_warmup": 2}
 GUARDED = {
     "guard": adamx.guard(ADAM),
     "stages": adamx.stages([(adamx.guard(ADAM), 5), (SGD, None)]),
     "guarded stages": adamx.guard(adamx.stages([(ADAM, 2), (SGD, None)])),
+    "nothing that counts": optax.chain(adamx.guard(optax.sgd(0.1)), ADAM),
+    "two guards": adamx.guard(adamx.guard(ADAM, **SPIKES)),
 }
 
 
@@ -379,13 +382,45 @@ def test_steps_where_one_of_several_groups_is_guarded(tmp_path, name, other):
     params = {"a": jnp.ones(3), "b": jnp.ones(3)}
     state, history = tx.init(params), adamx.History(tmp_path / "run.jsonl")
     update = jax.jit(tx.update)
-    for scale in (1.0, NAN, NAN, 1.0, NAN, 1.0, 1.0, NAN):
+    scales = (1.0, 1.1, NAN, 0.9, 1e3, NAN, 1.0, NAN)
+    for scale in scales:
         grads = {"a": jnp.full(3, scale), "b": jnp.ones(3)}
         _, state = update(grads, state, params)
         history.append(adamx.read(state))
-    for found in (history, adamx.History(tmp_path / "run.jsonl")):
+    again = adamx.History()
+    for record in history:
+        again.append(record.reading)
+    for found in (history, adamx.History(tmp_path / "run.jsonl"), again):
         assert found.steps.tolist() == list(range(1, 9))
+        assert found[-1].reading.unseen == adamx.read(state).unseen
     assert "unseen" not in history.columns
+
+
+def test_two_guards_hide_what_either_skips():
+    """The inner one skips a spike, the outer one NaN, which the inner never sees."""
+    tx = adamx.guard(adamx.diagnose(adamx.guard(ADAM, **SPIKES), every=1))
+    state = tx.init(PARAMS)
+    for scale in (1.0, 1.1, 0.9, 1e3, NAN, 1.0):
+        _, state = tx.update({"w": jnp.full(3, scale)}, state, PARAMS)
+    reading = adamx.read(state)
+    assert (reading.count, reading.unseen, reading.skipped) == (4, 2, 1)
+    assert reading.diagnostics.count + reading.diagnostics.unseen == 6
+
+
+def test_a_batch_of_a_batch_hides_by_its_own_guard():
+    """Seeds of members: a guard by seed, around counts by seed and member."""
+    several = optax.GradientTransformation(
+        jax.vmap(ADAM.init), lambda u, s, p=None: jax.vmap(ADAM.update)(u, s, p)
+    )
+    tx = adamx.guard(several)
+    params = {"w": jnp.ones((3, 3, 2))}  # seeds, members, parameters
+    state = jax.vmap(tx.init)(params)
+    grads = {"w": params["w"].at[1].set(NAN)}
+    _, state = jax.vmap(tx.update)(grads, state, params)
+    for read in (adamx.read, jax.jit(adamx.read)):
+        found = read(state)
+        assert np.asarray(found.count).tolist() == [[1] * 3, [0] * 3, [1] * 3]
+        assert np.asarray(found.unseen).tolist() == [[0] * 3, [1] * 3, [0] * 3]
 
 
 def test_what_a_batch_or_a_traced_state_has_not_seen():

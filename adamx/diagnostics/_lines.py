@@ -32,6 +32,8 @@ def to_line(row: Row) -> bytes:
     out: dict[str, Any] = _encoded(row.fields)
     if row.passed_step is not None:
         out["step"] = row.passed_step
+    if row.unseen is not None:
+        out["unseen"] = row.unseen
     if row.metrics:
         out["metrics"] = _encoded(row.metrics)
     if row.measured is not None:
@@ -64,10 +66,12 @@ def from_line(line: bytes) -> Row:
         raise ValueError(f"'metrics' must be an object, got {metrics!r}")
     if not isinstance(fields.get("more", {}), dict):
         raise ValueError(f"'more' must be an object, got {fields['more']!r}")
-    step = found.get("step")
-    if not (step is None or isinstance(step, int)):
-        raise ValueError(f"'step' must be a whole number, got {step!r}")
-    return Row(fields, metrics, _measurement(found.get("diagnostics")), step)
+    step, unseen = found.get("step"), found.get("unseen")
+    for name, value in (("step", step), ("unseen", unseen)):
+        if not (value is None or isinstance(value, int)):
+            raise ValueError(f"{name!r} must be a whole number, got {value!r}")
+    measured = _measurement(found.get("diagnostics"))
+    return Row(fields, metrics, measured, step, unseen)
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes, Row | str]]:

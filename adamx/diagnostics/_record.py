@@ -12,8 +12,8 @@ import numpy as np
 from adamx import _checks
 from adamx.reading import Diagnostics, Reading, to_host
 
-# What of a Reading a record keeps as it is; the diagnostics are packed, and what its
-# count has not seen is in the record's step.
+# The numbers of a Reading, which a record keeps as they are; diagnostics, and what the
+# count has not seen, are kept beside them.
 FIELDS = tuple(
     field.name
     for field in dataclasses.fields(Reading)
@@ -74,15 +74,17 @@ class Row:
     fields: Mapping[str, Any]
     metrics: Mapping[str, float]
     measured: Measurement | None = None
-    passed_step: int | None = None  # or what the reading itself says
+    passed_step: int | None = None
+    unseen: int | None = None
 
     @property
     def step(self) -> int | None:
         """See `Record`; None: neither passed nor counted."""
         if self.passed_step is not None or "count" not in self.fields:
             return self.passed_step
-        # What is skipped is not counted, and training goes on. Where it is not said by
-        # how much the count is behind (a line of an earlier version): by all of it.
+        if self.unseen is not None:
+            return self.fields["count"] + self.unseen
+        # A line of an earlier version: of what was skipped, it had seen nothing.
         skipped = self.fields.get("skipped", 0)
         among = skipped.values() if isinstance(skipped, Mapping) else [skipped]
         whole = [k for k in among if isinstance(k, int)]
@@ -91,7 +93,7 @@ class Row:
     def record(self, step: int) -> Record:
         """As a user sees it."""
         measured = None if self.measured is None else self.measured.unpacked()
-        reading = Reading(**self.fields, diagnostics=measured)
+        reading = Reading(**self.fields, diagnostics=measured, unseen=self.unseen)
         return Record(step, reading, dict(self.metrics))
 
 
@@ -118,10 +120,9 @@ def row(
     checked = {name: _metric(name, value) for name, value in metrics.items()}
     present = {name: value for name, value in checked.items() if value is not None}
     measured = _measurement(reading.diagnostics, last_count)
-    given = _step(step)
-    if given is None and reading.unseen is not None and "count" in fields:
-        given = fields["count"] + int(_recorded("unseen", reading.unseen))
-    return Row(fields, present, measured, given)
+    unseen = reading.unseen
+    unseen = None if unseen is None else int(_recorded("unseen", unseen))
+    return Row(fields, present, measured, _step(step), unseen)
 
 
 def _step(given: Any) -> int | None:
