@@ -446,13 +446,8 @@ CONTROL = {
 }
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        pytest.param(part, marks=[] if part == "groups" else pytest.mark.slow)
-        for part in CONTROL
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("part", CONTROL)
 def test_control_is_timed(modules, part):
     """Through `fused` without temporaries; a guard through the protocol with a tree."""
     control = modules["control"]

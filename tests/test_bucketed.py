@@ -485,11 +485,11 @@ def test_passes_give_the_bits_of_the_bare_ones(name, tmp_path, monkeypatch):
 
 
 @as_users
-@pytest.mark.parametrize("outer", some(["none", "guard"], "guard"))
+@pytest.mark.parametrize("outer", some(["none", "guard"], "none"))
 def test_passes_work_in_place(outer, tmp_path, monkeypatch):
     """No copy of a flat array is made, and no loop of XLA's goes over one."""
     monkeypatch.setenv("ADAMX_CACHE", str(tmp_path))
-    params = {f"l{i}": jnp.ones(600 + i) for i in range(150)}
+    params = {f"l{i}": jnp.ones(600 + i) for i in range(40)}
     tx = bucketed(NATIVE["clip, adamw"]())
     tx = adamx.guard(tx) if outer == "guard" else tx
     state = tx.init(params)

@@ -4,12 +4,14 @@ import re
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 
 from tests.helpers import run_quickly
 
 NAMES = ("From scratch", "One rate", "Head only", "Groups", "Groups, then SGD")
 
 
+@pytest.mark.slow  # examples/diagnose.py trains with groups, too
 def test_quick_run(tmp_path):
     printed = run_quickly("finetune.py", tmp_path)
     ends = {}

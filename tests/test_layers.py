@@ -42,7 +42,9 @@ STACKED = {
 }
 
 
-@pytest.mark.parametrize("name", STACKED)
+@pytest.mark.parametrize(
+    "name", [pytest.param("lamb", marks=pytest.mark.slow), *list(STACKED)[1:]]
+)
 def test_stacked_layers_equal_layers_one_by_one(name):
     sizes = jnp.array([1e-2, 1.0, 30.0])[:, None, None]
     stacked = {"layers": {"w": random(3, 4, 5) * sizes}, "head": random(5, seed=1)}

@@ -59,6 +59,7 @@ def test_the_battery_passes_a_cipher():
     assert z < battery.LIMIT, where
 
 
+@pytest.mark.slow
 def test_the_battery_fails_a_cheaper_hash():
     words = _two_multiplications(KEY, 0, 0, (1 << 16,))
     assert max(battery.battery(words).values()) > 2 * battery.LIMIT
