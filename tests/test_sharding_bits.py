@@ -4,6 +4,8 @@ A whole leaf and a piece of it are unlike loops to LLVM: over columns of a few e
 over fewer than a vector has. What it fuses in one it may not in the other.
 """
 
+import contextlib
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -44,6 +46,7 @@ PLACES = {
     "along the first": (lambda shape: divided(shape, 0), None),
     "along the last": (lambda shape: divided(shape, -1), None),
     "zero1": (lambda shape: P(), "data"),
+    "explicit zero1": (lambda shape: P(), "data"),  # shardings are a part of the types
 }
 # Those that can be divided in two ways; the others are not compiled twice.
 EITHER = [shape for shape in WIDE if divided(shape, 0) != divided(shape, -1)]
@@ -54,6 +57,16 @@ def normal(rng, shape, dtype):
     if np.issubdtype(dtype, np.complexfloating):
         x = x + 1j * rng.standard_normal(shape, np.float32)
     return x.astype(dtype)
+
+
+EXPLICIT = ("explicit zero1",)
+
+
+def mesh_for(place):
+    if place in EXPLICIT:
+        kinds = (jax.sharding.AxisType.Explicit,)
+        return jax.make_mesh((DEVICES,), ("data",), axis_types=kinds)
+    return Mesh(np.array(jax.devices()), ("data",))
 
 
 def after(tx, shapes, place=None, steps=3, dtype=np.float32):
@@ -70,15 +83,16 @@ def after(tx, shapes, place=None, steps=3, dtype=np.float32):
     params, own = draw(0), {}
     state = tx.init(params)
     if place is not None:
-        mesh = Mesh(np.array(jax.devices()), ("data",))
+        mesh = mesh_for(place)
         spec, zero1 = PLACES[place]
         given = {str(s): NamedSharding(mesh, spec(s)) for s in shapes}
         held = state_shardings(tx, params, given, zero1)
         state = jax.device_put(state, held)
         own = {"in_shardings": (given, held, given), "out_shardings": (given, held)}
     step = jax.jit(step, **own)
-    for i in range(steps):
-        params, state = step(params, state, draw(i + 1))
+    with jax.set_mesh(mesh) if place in EXPLICIT else contextlib.nullcontext():
+        for i in range(steps):
+            params, state = step(params, state, draw(i + 1))
     return jax.device_get((params, state))
 
 
@@ -122,6 +136,17 @@ def test_of_every_algorithm_whose_hyperparameters_are_traced(row):
     numbers = {"learning_rate": LR, **row.hyperparameters}
     tx = adamx.with_hyperparams(row.factory, **numbers)
     check_everywhere(tx, ("along the first",))
+
+
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="no explicit axes before 0.7")
+@pytest.mark.parametrize("name", some([r.name for r in ONE_OF_EACH], "adamw", "lion"))
+@as_users
+def test_zero1_on_explicit_axes_has_the_bits_of_one_device(name):
+    """Though parameters and moments have unlike types there: whole, and in pieces."""
+    (row,) = [r for r in ONE_OF_EACH if r.name == name]
+    shapes = [(16, 16), (8, 3), (1000,), (24, 130)]
+    one = after(row.make(), shapes, steps=STEPS)
+    chex.assert_trees_all_equal(one, after(row.make(), shapes, "explicit zero1", STEPS))
 
 
 # Of these, pieces had other last places than the whole before products were `rounded`.

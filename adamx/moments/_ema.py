@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from adamx import _checks, _scalars
 from adamx._tree import increment
 from adamx._types import scalar_dtype
-from adamx.moments._layout import are_placed_alike
+from adamx.moments._layout import placed_together
 
 
 class Weight(NamedTuple):
@@ -230,10 +230,12 @@ def rounded(x: jax.Array, beside: jax.Array) -> jax.Array:
         Nor one array for both terms of a sum: it would add, then choose once. Nor that
         beside which the sum is rounded next, such as the parameter, in `apply_updates`:
         of two choices by one condition, LLVM leaves out the inner.) On a mesh with
-        explicit axes one of another sharding is not asked: x as it is.
+        explicit axes one that cannot be added to x is not asked: x as it is.
     """
-    if not are_placed_alike(x, beside):
+    pair = placed_together(x, beside)
+    if pair is None:
         return x
+    x, beside = pair
     if jnp.iscomplexobj(x):  # part by part, as the sum is taken
         parts = zip(_parts(x), _parts(beside), strict=True)
         return jax.lax.complex(*(jnp.where(jnp.isnan(b), b, a) for a, b in parts))

@@ -136,9 +136,25 @@ def placed_like(x: jax.Array, other: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, NamedSharding(place.mesh, PartitionSpec(*spec)))
 
 
-def are_placed_alike(x: jax.Array, other: jax.Array) -> bool:
-    """Whether one may be chosen in the place of the other: shardings that are types."""
-    return _explicit_spec(x)[1] == _explicit_spec(other)[1]
+def placed_together(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    """Both with the sharding of their sum, where that is a part of the type.
+
+    An axis that one of them has whole is cut as the other has it: nothing is sent.
+    None where there is no such sharding, and one cannot be chosen in the other's place.
+    """
+    (place, spec), (other, own) = _explicit_spec(x), _explicit_spec(y)
+    if spec == own:
+        return x, y
+    if x.shape != y.shape or not hasattr(jax.sharding, "reshard"):
+        return None
+    if any(a and b and a != b for a, b in zip(spec, own, strict=True)):
+        return None
+    both = [a or b for a, b in zip(spec, own, strict=True)]
+    names = [n for a in both if a for n in ((a,) if isinstance(a, str) else a)]
+    if len(set(names)) < len(names):
+        return None
+    where = NamedSharding((place or other).mesh, PartitionSpec(*both))
+    return jax.sharding.reshard(x, where), jax.sharding.reshard(y, where)
 
 
 def spread(scale: jax.Array, shape: Shape) -> jax.Array:
