@@ -65,7 +65,7 @@ CLASSIC = [
         "off",
         {**OFF, "weight_decay": 0.3},
         reference_kwargs={**OFF, "weight_decay": 0.3, "coupled": True},
-        bar=1e-5,  # g + weight_decay p is rounded, then divided by its own size
+        conditioning=reference.coupled_conditioning,
     ),
     Row("adam_l2"),
     Row("adamw", reference_kwargs={"weight_decay": 1e-4}, twin="adamw"),

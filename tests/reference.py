@@ -77,6 +77,41 @@ def adam(
         yield update
 
 
+def coupled_conditioning(
+    gradients: Gradients,
+    p: np.ndarray,
+    trajectory: Gradients | None = None,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    lr: float = 1e-2,
+    **others: object,
+) -> Iterator[np.ndarray]:
+    """How much a rounding of weight_decay p, or of its sum with g, moves the update.
+
+    By its share in m_hat, over the root; and in the root, by which m_hat is divided.
+    """
+    p = _wide(p)
+    m, v = np.zeros_like(p), np.zeros(p.shape)
+    first, second = np.zeros(p.shape), np.zeros(p.shape)
+    updates = adam(
+        gradients, p, lr, b1, b2, eps, weight_decay=weight_decay, coupled=True
+    )
+    for t, (g, update) in enumerate(zip(gradients, updates, strict=True), start=1):
+        p = p if trajectory is None else _wide(trajectory[t - 1])
+        decay = weight_decay * p
+        g = _wide(g) + decay
+        size = np.abs(decay)
+        m, first = b1 * m + (1 - b1) * g, b1 * first + (1 - b1) * size
+        v = b2 * v + (1 - b2) * _square(g)
+        second = b2 * second + (1 - b2) * size**2
+        c1, c2 = 1 - b1**t, 1 - b2**t
+        root = np.sqrt(v / c2) + eps
+        yield 1 + (first + np.abs(m) * np.sqrt(second / c2) / root) / c1 / root
+        p = p + update
+
+
 def amsgrad(
     gradients: Gradients,
     p: np.ndarray,

@@ -45,7 +45,7 @@ def _expected(row, gradients, params, trajectory=None):
     """The reference's updates, each with the size that its error is measured by."""
     wants = row.expected(gradients, params, trajectory)
     if row.conditioning is not None:
-        return _decided(row, gradients, wants)
+        return _decided(row, gradients, wants, params, trajectory)
     if not row.is_sum:
         return ((want, np.abs(want)) for want in wants)
     # Of the same parameters: those that follow |g| would decay from elsewhere.
@@ -54,9 +54,10 @@ def _expected(row, gradients, params, trajectory=None):
     return ((want, np.abs(size)) for want, size in zip(wants, sizes, strict=True))
 
 
-def _decided(row, gradients, wants):
+def _decided(row, gradients, wants, params, trajectory):
     """Updates that jump or amplify: each error over what a rounding may do to it."""
-    steps = row.conditioning(gradients, **row.reference_arguments)
+    given = {"p": params, "trajectory": trajectory, **row.reference_arguments}
+    steps = row.conditioning(gradients, **given)
     for want, conditioning in zip(wants, steps, strict=True):
         # Within 8 units in the last place of the terms is either side of the jump.
         is_undecided = conditioning * 8 * np.finfo(gradients.dtype).eps > 1
