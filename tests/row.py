@@ -33,8 +33,9 @@ class Row:
       conditioning: where the update jumps (a sign) or may be amplified without bound:
         function of the gradients, the parameters `p`, their `trajectory` (or None) and
         the reference's arguments that yields, for each step, by how much a rounding of
-        the gradients is amplified in the update over the learning rate. Where that exceeds the precision, the update is undecided
-        and not compared; there may be 1 in 1,000 of them.
+        the gradients is amplified in the update over the learning rate. Where that
+        exceeds the precision, the update is undecided and not compared; there may be 1
+        in 1,000 of them.
       extra: extra arguments that `update` needs, by name.
       needs_params: whether `update` needs `params`; always where there is a decay.
       is_rate_last: whether a learning rate of 0 makes the very next update 0.
