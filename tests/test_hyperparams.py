@@ -1,6 +1,7 @@
 """`with_hyperparams` and `set_hyperparams`: the step, what is held, one compilation."""
 
 import functools
+import inspect
 
 import chex
 import flax.training.train_state
@@ -476,6 +477,20 @@ def test_a_state_has_buffers_of_its_own():
         leaves = [*jax.tree.leaves(tree), rate]
         pointers = [leaf.unsafe_buffer_pointer() for leaf in leaves]
         assert len(set(pointers)) == len(pointers)
+
+
+@by_name
+@pytest.mark.parametrize("dtype", [None, adamx.codecs.int8(min_size=0)])
+def test_numbers_and_moments_of_scalars_have_buffers_of_their_own(row, dtype):
+    """A moment that begins at a number would be that number, where it is a scalar."""
+    params = {"c": jnp.ones(()), "d": jnp.ones(()), "w": jnp.ones((2, 3))}
+    named = {} if dtype is None else {"nu_dtype": dtype}
+    is_taken = set(named) <= set(inspect.signature(row.factory).parameters)
+    if not is_taken or (named and row.name == "adam_mini"):
+        pytest.skip("no second moment, or one that is never encoded")
+    state = held(row, **named).init(params)
+    leaves = jax.tree.leaves((state, params))
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
 
 # -------------------------------------------------------------------- where it stands

@@ -188,5 +188,18 @@ OTHERS = {
 def test_other_dtypes_have_the_bits_of_one_device(label):
     make, dtype, shapes = OTHERS[label]
     one = after(make(), shapes, steps=STEPS, dtype=dtype)
-    eight = after(make(), shapes, "zero1", STEPS, dtype)
-    chex.assert_trees_all_equal(one, eight)
+    for place in ("zero1", *(EXPLICIT if hasattr(jax, "set_mesh") else ())):
+        eight = after(make(), shapes, place, STEPS, dtype)
+        chex.assert_trees_all_equal(one, eight)
+
+
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="no explicit axes before 0.7")
+def test_updates_are_added_one_by_one_whatever_lies_where():
+    """Outside jit, and without a mesh around, where nothing can be placed anew."""
+    mesh = mesh_for("explicit zero1")
+    x = np.ones((16, 8), np.float32)
+    apart = jax.device_put(x, NamedSharding(mesh, P("data")))
+    for p, u in ((apart, x), (x, apart), (apart, jnp.asarray(x)), (apart, apart)):
+        found = adamx.apply_updates(p, u)
+        assert found.sharding.spec[0] == "data"
+        np.testing.assert_array_equal(found, 2 * x)

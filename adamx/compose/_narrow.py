@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamx.moments import LARGE, behind, in_turn, rounded
+from adamx.moments import LARGE, behind, in_turn, placed_like, rounded
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
@@ -55,6 +55,7 @@ class Format(NamedTuple):
 @jax.custom_jvp
 def load_split_leaf(p: jax.Array, low: jax.Array) -> jax.Array:
     """float32 from its upper half p, rounded, and what its bits lack or exceed."""
+    p = placed_like(p, low)
     whole = lax.bitcast_convert_type(p.astype(jnp.float32), jnp.int32)
     master = lax.bitcast_convert_type(whole + low.astype(jnp.int32), jnp.float32)
     # A p that missed its target may be 0: it has no bits to count down from.
@@ -70,6 +71,7 @@ def _load_split_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 
 def store_split_leaf(new: jax.Array, target: jax.Array) -> jax.Array:
     """The distance from target to new, in units of the last place of float32."""
+    target = placed_like(target, new)
     low = lax.bitcast_convert_type(new, jnp.int32)
     low = low - lax.bitcast_convert_type(target, jnp.int32)
     # Half way between two parameters is 2^15 above the even one or below it: int16 has

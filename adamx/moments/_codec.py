@@ -193,12 +193,12 @@ def encoded(params: PyTree, codec: Codec, is_signed: bool, fill: Any = 0.0) -> E
                 groups = _layout.scale_shapes(
                     shape, codec.layout, codec.block, _ROWS.get(jnp.dtype(dtype).name)
                 )
-            codes.append(jnp.full_like(p, _fill_code(fill, codec, dtype), dtype=dtype))
+            codes.append(filled(p, _fill_code(fill, codec, dtype), dtype))
         else:
             wide = real_dtype(at_least_single(dtype_of(p)))
-            codes.append(jnp.full_like(p, fill, dtype=wide))
+            codes.append(filled(p, fill, wide))
         for own, group in zip(scales, groups, strict=True):
-            own.append(jnp.full(group, fill, jnp.float32))
+            own.append(_own(jnp.full(group, fill, jnp.float32), fill))
     unflatten = structure.unflatten  # type: ignore[attr-defined]
     is_random = codec.rounding == "stochastic"
     return Encoded(
@@ -207,6 +207,16 @@ def encoded(params: PyTree, codec: Codec, is_signed: bool, fill: Any = 0.0) -> E
         key=_key(codec.seed) if is_random else None,
         step=jnp.zeros((), jnp.uint32) if is_random else None,
     )
+
+
+def filled(like: Any, fill: Any, dtype: Any) -> jax.Array:
+    """`jnp.full_like`, always an array of its own."""
+    return _own(jnp.full_like(like, fill, dtype=dtype), fill)
+
+
+def _own(x: jax.Array, fill: Any) -> jax.Array:
+    """Of a scalar x is `fill`: a buffer that is in a state twice cannot be donated."""
+    return jnp.array(x, copy=True) if isinstance(fill, jax.Array) and not x.ndim else x
 
 
 def _fill_code(fill: Any, codec: Codec, dtype: Any) -> jax.Array:

@@ -232,7 +232,7 @@ def rounded(x: jax.Array, beside: jax.Array) -> jax.Array:
         of two choices by one condition, LLVM leaves out the inner.) On a mesh with
         explicit axes one that cannot be added to x is not asked: x as it is.
     """
-    pair = placed_together(x, beside)
+    pair = placed_together(x, jax.lax.stop_gradient(beside))
     if pair is None:
         return x
     x, beside = pair

@@ -147,6 +147,8 @@ def placed_together(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array] |
         return x, y
     if x.shape != y.shape or not hasattr(jax.sharding, "reshard"):
         return None
+    if not any(isinstance(a, jax.core.Tracer) for a in (x, y)):
+        return None  # an operation alone, which needs no mesh and is fused with nothing
     if any(a and b and a != b for a, b in zip(spec, own, strict=True)):
         return None
     both = [a or b for a, b in zip(spec, own, strict=True)]
@@ -259,7 +261,8 @@ def _explicit_spec(x: jax.Array) -> tuple[Any, list[Any]]:
     place: Any = getattr(jax.typeof(x), "sharding", None)
     if place is None or place.mesh.empty:
         return None, [None] * x.ndim
-    return place, [*place.spec, *[None] * (x.ndim - len(place.spec))]
+    spec = getattr(place.spec, "partitions", place.spec)
+    return place, [*spec, *[None] * (x.ndim - len(spec))]
 
 
 def _explicit_pieces(x: jax.Array, axis: int) -> int:

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 
 from adamx import _checks, _tree
 from adamx._types import PyTree, at_least_single, dtype_of, real_dtype
-from adamx.moments._codec import Codec, Encoded, check_scales, codes_of, encoded
+from adamx.moments._codec import (
+    Codec,
+    Encoded,
+    check_scales,
+    codes_of,
+    encoded,
+    filled,
+)
 
 
 def zeros(params: PyTree, dtype: Any = None, *, is_wide: bool = False) -> PyTree:
@@ -47,7 +54,7 @@ def zeros_squared(
 
     def full(p: Any) -> jax.Array:
         own = real_dtype(at_least_single(dtype_of(p)))
-        return jnp.full_like(p, fill, dtype=dtype or own)
+        return filled(p, fill, dtype or own)
 
     return jax.tree.map(full, params)
 
