@@ -164,12 +164,18 @@ def packed_like(tree: PyTree, like: PyTree) -> PyTree:
     pairs = zip(below, nodes, strict=True)
     return structure.unflatten(
         [
-            _filled(old.layout, old.layout.structure.flatten_up_to(new))
-            if is_packed(old)
-            else new
+            _filled(old.layout, _leaves_of(new, old.layout)) if is_packed(old) else new
             for new, old in pairs
         ]
     )
+
+
+def _leaves_of(tree: PyTree, layout: Layout) -> Sequence[Any]:
+    """The leaves of what was unpacked, with the boxes around them or without."""
+    leaves = jax.tree.leaves(tree)
+    if len(leaves) != len(layout.places):
+        return list(layout.structure.flatten_up_to(tree))  # says what is unlike
+    return leaves
 
 
 def _filled(layout: Layout, leaves: Sequence[Any]) -> Packed:
@@ -215,6 +221,29 @@ def unpacked(tree: PyTree) -> PyTree:
     Of a batch of states, arrays with leading axes, the leaves have them too.
     """
     return jax.tree.map(_unpacked, tree, is_leaf=is_packed)
+
+
+def unpacked_beside(tree: PyTree, like: PyTree) -> PyTree:
+    """`unpacked`, without the boxes that `like` has not.
+
+    Flax's nnx.Optimizer makes a state of boxed parameters, and takes boxes off before
+    an update; those in the structure of a `Packed` it does not see.
+    """
+    tree = unpacked(tree)
+    if any(map(_is_box, jax.tree.leaves(like, is_leaf=_is_box))):
+        return tree
+    return jax.tree.map(_in_no_box, tree, is_leaf=_is_box)
+
+
+def _is_box(node: Any) -> bool:
+    return hasattr(type(node), "value") and not isinstance(
+        node, (jax.Array, np.ndarray)
+    )
+
+
+def _in_no_box(node: Any) -> Any:
+    leaves = jax.tree.leaves(node) if _is_box(node) else ()
+    return leaves[0] if len(leaves) == 1 else node
 
 
 def _unpacked(node: Any) -> Any:

@@ -133,9 +133,9 @@ def bucketed(
 
         return BucketedState(_packed_state(inner, state, pack))
 
-    def opened(state: Any) -> Any:
+    def opened(state: Any, grads: PyTree) -> Any:
         _checks.check_state(state, BucketedState, "bucketed")
-        return _packed.unpacked(state.inner_state)
+        return _packed.unpacked_beside(state.inner_state, grads)
 
     def closed(after: Any, state: BucketedState) -> BucketedState:
         return BucketedState(_packed.packed_like(after, state.inner_state))
@@ -146,13 +146,13 @@ def bucketed(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, BucketedState]:
-        new, after = inner.update(updates, opened(state), params, **extra_args)
+        new, after = inner.update(updates, opened(state, updates), params, **extra_args)
         return new, closed(after, state)
 
     def step(
         grads: PyTree, state: BucketedState, params: PyTree, **extra_args: Any
     ) -> tuple[PyTree, BucketedState]:
-        params, after = inner_step(grads, opened(state), params, **extra_args)
+        params, after = inner_step(grads, opened(state, grads), params, **extra_args)
         return params, closed(after, state)
 
     return with_step(init, update, step)
