@@ -139,7 +139,7 @@ CASES = {
     "memorised": Case(ill("few examples", 32), "loss", metrics=BOTH, linear=True),
     "plateau": Case({}, "loss", phases=8, metrics=BOTH),
     "ready_for_sgd": Case(
-        {"rate": 3.0}, "sqrt(v), median", number("sqrt_v/p50"), phases=12, seed=0
+        {"rate": 4.0}, "sqrt(v), median", number("sqrt_v/p50"), phases=12, seed=0
     ),
 }
 
