@@ -232,9 +232,11 @@ def rounded(x: jax.Array, beside: jax.Array) -> jax.Array:
         of two choices by one condition, LLVM leaves out the inner.) On a mesh with
         explicit axes one that cannot be added to x is not asked: x as it is.
     """
-    pair = placed_together(x, jax.lax.stop_gradient(beside))
+    pair = placed_together(x, beside)
     if pair is None:
         return x
+    if pair[1] is not beside:  # moved, and would be once more to be differentiated
+        pair = pair[0], jax.lax.stop_gradient(pair[1])
     x, beside = pair
     if jnp.iscomplexobj(x):  # part by part, as the sum is taken
         parts = zip(_parts(x), _parts(beside), strict=True)
