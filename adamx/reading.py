@@ -330,7 +330,7 @@ def _sum(values: Sequence[Any]) -> Any:
     shape = max((np.shape(x) for x in values), key=len)
     total: Any = 0
     for x in values:
-        missing = len(shape) - np.ndim(x)
+        missing = len(shape) - np.ndim(x) if np.ndim(x) else 0
         if np.shape(x) != shape[: np.ndim(x)]:
             return None
         total = total + (x.reshape(np.shape(x) + (1,) * missing) if missing else x)
