@@ -439,6 +439,14 @@ def test_what_a_batch_or_a_traced_state_has_not_seen():
     assert adamx.read(jax.eval_shape(lambda: state)).unseen.shape == (3,)
 
 
+def test_a_batch_of_stages_with_a_guard_inside():
+    """Stages count what the guard skips: nothing is hidden, of any member."""
+    for tx in (GUARDED["stages"], adamx.guard(GUARDED["stages"])):
+        state = jax.vmap(tx.init)({"w": jnp.ones((3, 2))})
+        for read in (adamx.read, jax.jit(adamx.read)):
+            assert np.asarray(read(state).unseen).tolist() == [0, 0, 0]
+
+
 def test_a_batch_counts_what_its_furthest_stage_counts():
     tx = adamx.groups([("a", adamx.guard(ADAM))], default=ADAM)
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3))}
