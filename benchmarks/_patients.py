@@ -1,6 +1,7 @@
 """Small models to fall ill: pictures of digits, characters of Python's help.
 
-`hidden` serves to set the illnesses up; the others are looked at for the result alone.
+`hidden` serves to set the illnesses and the rules up; the others are looked at for the
+result alone.
 """
 
 from collections.abc import Callable
@@ -137,16 +138,23 @@ def convolutions() -> Patient:
     return Patient(init, losses, *data, "conv_2/kernel", "conv_2", _moved, too_fast=4.0)
 
 
+def _characters() -> tuple[int, np.ndarray, np.ndarray]:
+    """How many letters; rows to train on, by how much is blank; rows held out."""
+    text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
+    alphabet = {letter: i for i, letter in enumerate(sorted(set(text)))}
+    codes = np.array([alphabet[letter] for letter in text], np.int32)
+    rows = codes[: len(codes) // (LENGTH + 1) * (LENGTH + 1)].reshape(-1, LENGTH + 1)
+    train, held_out = rows[:-400], rows[-400:]
+    blanks = (train == alphabet[" "]).sum(1)
+    return len(alphabet), train[np.argsort(blanks, kind="stable")], held_out
+
+
 def recurrent() -> Patient:
     """The next character by a gated recurrent unit and a hidden layer with ReLU.
 
     Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder" (2014).
     """
-    text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
-    alphabet = {letter: i for i, letter in enumerate(sorted(set(text)))}
-    codes = np.array([alphabet[letter] for letter in text], np.int32)
-    rows = codes[: len(codes) // (LENGTH + 1) * (LENGTH + 1)].reshape(-1, LENGTH + 1)
-    size = len(alphabet)
+    size, train, held_out = _characters()
 
     def init(key: jax.Array) -> Any:
         keys = jax.random.split(key, 5)
@@ -176,14 +184,65 @@ def recurrent() -> Patient:
         found = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return found.mean(-1)
 
-    train, held_out = rows[:-400], rows[-400:]
-    train = train[np.argsort((train == alphabet[" "]).sum(1), kind="stable")]
     sick = "gate_hidden/kernel"
     return Patient(init, losses, train, held_out, sick, "mixer", _as_it_is, 32, seed=1)
+
+
+def attention() -> Patient:
+    """The next character by a transformer of two blocks, with ReLU.
+
+    Vaswani et al., "Attention Is All You Need" (2017), the norms before the layers.
+    """
+    size, train, held_out = _characters()
+    heads, blocks = 2, 2
+    names = ["attend", "mix", "up", "down"]
+    sizes = [(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)]
+
+    def init(key: jax.Array) -> Any:
+        keys = jax.random.split(key, 3 + blocks)
+        params = {
+            "embedding": 0.1 * jax.random.normal(keys[0], (size, WIDTH)),
+            "position": 0.1 * jax.random.normal(keys[1], (LENGTH, WIDTH)),
+            "head": {**_dense(keys[2], WIDTH, size), "scale": jnp.ones(WIDTH)},
+        }
+        for i in range(blocks):
+            own = jax.random.split(keys[3 + i], len(names))
+            for name, shape, key in zip(names, sizes, own, strict=True):
+                params[f"{name}_{i}"] = _dense(key, *shape)
+            params[f"attend_{i}"]["scale"] = jnp.ones(WIDTH)
+            params[f"up_{i}"]["scale"] = jnp.ones(WIDTH)
+        return params
+
+    def normed(layer: Any, x: jax.Array) -> jax.Array:
+        size = jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+        return _apply(layer, layer["scale"] * x * size)
+
+    def losses(params: Any, batch: Any) -> jax.Array:
+        x = params["embedding"][batch[:, :-1]] + params["position"]
+        is_seen = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))
+        for i in range(blocks):
+            own = normed(params[f"attend_{i}"], x)
+            own = own.reshape(*x.shape[:2], 3, heads, WIDTH // heads)
+            query, key, value = jnp.moveaxis(own, 2, 0)
+            scores = jnp.einsum("bihd,bjhd->bhij", query, key)
+            scores = jnp.where(is_seen, scores / np.sqrt(WIDTH // heads), -1e9)
+            weights = jax.nn.softmax(scores)
+            found = jnp.einsum("bhij,bjhd->bihd", weights, value).reshape(x.shape)
+            x = x + _apply(params[f"mix_{i}"], found)
+            up = jax.nn.relu(normed(params[f"up_{i}"], x))
+            x = x + _apply(params[f"down_{i}"], up)
+        logits = normed(params["head"], x)
+        labels = batch[:, 1:]
+        found = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return found.mean(-1)
+
+    own = "mix_0/kernel", "up_0", _as_it_is
+    return Patient(init, losses, train, held_out, *own, 32, 4e-3, 2, too_fast=10.0)
 
 
 PATIENTS = {
     "hidden": hidden,
     "convolutions": convolutions,
     "recurrent": recurrent,
+    "attention": attention,
 }

@@ -1,11 +1,11 @@
 """The question: does `adamx.health` find what is wrong, and nothing where all is well.
 
-Each illness is planted at three strengths into real training runs of two models that
-were used for no threshold: in one layer, or in all. Behind 500 steps the cause is taken
+Each illness is planted at three strengths into real training runs of models that were
+used for no threshold: in one layer, or in all. Behind 500 steps the cause is taken
 away, and the run goes on for 500 more: the finding must be gone. Then runs of sound
 optimizers, which must have none.
 
-    python benchmarks/illnesses.py --jobs 2             # half an hour; a process each
+    python benchmarks/illnesses.py --jobs 2             # three quarters of an hour
     python benchmarks/illnesses.py --only settled       # 6,000 steps each: an hour more
     python benchmarks/illnesses.py --model hidden       # the one for setting it up
     python benchmarks/illnesses.py --only dead eps --write benchmarks/ILLNESSES.md
@@ -44,7 +44,7 @@ ABOUT = """# What health finds
 Printed by `python benchmarks/illnesses.py --write benchmarks/ILLNESSES.md`. An illness
 is planted in a run of 500 steps; then its cause is taken away and the run goes on for
 500 (or begins again, where the parameters were lost). "Found": a finding that says what
-is wrong, in the layer where it is. "Clears": it is gone at the end. Bold in the second
+is wrong (of which it is the likeliest cause), in the layer where it is. "Clears": it is gone at the end. Bold in the second
 table: the kinds that say what is wrong. "Harm": how much higher than in five sound
 runs of other seeds the validation loss is while ill, against their median; in brackets
 where one of the five is as high. Where the cure is a decay of the rate, or SGD for the
@@ -437,7 +437,7 @@ def main(arguments: list[str] | None = None) -> None:
     shelf = Shelf(options.again or options.keep, is_read=bool(options.again))
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
-    models = options.model or ["convolutions", "recurrent"]
+    models = options.model or [name for name in PATIENTS if name != "hidden"]
     short = [name for name, own in ILLNESSES.items() if own.phases <= MOST_PHASES]
     chosen = options.only or [*short, "well"]
     jobs = [(m, chosen, options.quick, shelf) for m in models]

@@ -301,6 +301,52 @@ def test_a_gap_needs_training_that_gets_better():
         assert named(found) == {("plateau", None)}
 
 
+def test_a_fall_within_the_noise_of_the_steps_is_none():
+    def val(fall, noise):
+        # Records differ by some 0.02 * noise; over a quarter they fall by `fall`.
+        return lambda k: 3 * 0.5**k + 1 - fall * k / 10 + 0.01 * noise * (-1) ** k
+
+    # The usual difference as a deviation: about 1.4826 * 0.02 = 0.03.
+    for fall, noise, is_found in (
+        (0.025, 1, True),
+        (0.036, 1, False),
+        (0.025, 0.5, False),
+        (0.0125, 0.5, True),
+        (0.036, 2, True),
+    ):
+        found = adamx.health(one_run(40, val_loss=val(fall, noise)))
+        assert named(found) == ({("plateau", None)} if is_found else set()), fall
+    (found,) = adamx.health(one_run(40, val_loss=val(0.025, 1)))
+    evidence = found.evidence
+    assert evidence["a quarter before"] - evidence["val_loss"] == pytest.approx(0.025)
+    assert evidence["from one to the next"] == pytest.approx(0.03, rel=0.15)
+    assert evidence["records"] == 10
+
+
+def test_one_wild_validation_is_not_noise():
+    def val(k):
+        return 2 - k / 40 + (5 if k % 9 == 0 else 0)
+
+    assert adamx.health(one_run(60, val_loss=val)) == []
+    lost = one_run(60, val_loss=lambda k: NAN if k == 7 else max(2 - k / 20, 0.5))
+    assert named(adamx.health(lost)) == {("plateau", None)}
+
+
+def test_what_never_fell_beyond_its_noise_is_no_plateau():
+    found = adamx.health(one_run(40, val_loss=lambda k: 2 + 0.1 * NOISE[k]))
+    assert found == []
+
+
+def test_the_noise_of_batches_is_not_that_of_the_steps():
+    well = {"sqrt_v/p50": 1e-2, "r/p50": 0.15}
+    noise = 0.05 * np.random.default_rng(0).normal(size=400)
+    falls = history(well, where=LAYERS, loss=lambda k: 2 - k / 50 + noise[k])
+    assert ("ready_for_sgd", None) not in named(adamx.health(falls))
+    stands = losses(lambda k: max(2.0 - k / 10, 0.5))
+    stands = history(well, where=LAYERS, **stands)
+    assert ("ready_for_sgd", None) in named(adamx.health(stands))
+
+
 def test_behind_a_decay_a_plateau_is_the_end():
     def val(k):
         return max(2.0 - k / 10, 0.5)

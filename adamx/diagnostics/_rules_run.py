@@ -43,6 +43,7 @@ GAP_RECORDS = 10
 PLATEAU_RECORDS = 10
 PLATEAU_SHARE = 0.25
 PLATEAU_FALL = 0.01
+TO_DEVIATION = 1.4826  # of Gaussian noise: its deviation over the median of its size
 STUCK = 0.02
 STUCK_STEPS = 200
 STUCK_RECORDS = 5
@@ -240,14 +241,19 @@ def gap(run: Run) -> Sequence[Sign]:
 
 
 def plateau(run: Run) -> Sequence[Sign]:
-    """In the last quarter of the run the validation loss fell by less than 1%.
+    """In a quarter of the run the validation loss fell by no more than it fluctuates.
 
-    By less than 1% of itself, and of all that was won before; a quarter of the records,
-    10 and more; medians of 5 of them. Not where the rate is below a tenth of its
-    highest: there is nothing left to decay.
+    The last quarter of the records, 10 and more. The fall is from the median of half as
+    many records before it to that of the later half; the fluctuation is the usual
+    difference from one record to the next in it, 1.48 times the median of |difference|
+    (for Gaussian noise its standard deviation). A fall of less than 1% is none either,
+    of the loss itself and of all that was won before. Not where the rate is below a
+    tenth of its highest: there is nothing left to decay.
 
-    Source: ours; that a decay then helps: Goyal et al., "Accurate, Large Minibatch
-    SGD" (2017), figures of the training curves.
+    Source: that a decay then helps: Goyal et al., "Accurate, Large Minibatch SGD"
+    (2017), figures of the training curves; that the noise of the steps is what holds
+    the loss up: Smith et al., "Don't Decay the Learning Rate, Increase the Batch Size"
+    (2018), section 2; the numbers are ours.
     """
     at = _flat(run, "val_loss")
     if at is None:
@@ -304,21 +310,29 @@ def ready_for_sgd(run: Run) -> Sequence[Sign]:
 
 
 def _flat(run: Run, name: str) -> dict[str, float] | None:
-    """The evidence that a loss falls no more; None: it does, or nobody knows."""
+    """The evidence that a loss falls no more; None: it does, or nobody knows.
+
+    Only validation losses are of the same examples each time, so that what they differ
+    by from one to the next is the noise of the steps.
+    """
     steps, values = metric(run.history, name)
-    half = PLATEAU_RECORDS // 2
+    if not np.isfinite(values[-LOST_RECORDS:]).all():
+        return None
+    steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
     last = max(PLATEAU_RECORDS, round(PLATEAU_SHARE * len(values)))
     if len(values) < 2 * PLATEAU_RECORDS or steps[-last] < START:
         return None
-    smooth = running_median(values, half)
-    if not np.isfinite(smooth).all():
+    half = last // 2
+    before, now = median(values[-last - half : -last]), median(values[-half:])
+    won = median(values[: PLATEAU_RECORDS // 2]) - before
+    numbers = {name: now, "a quarter before": before, "won before": won}
+    limit = PLATEAU_FALL * min(won, abs(before))
+    if name == "val_loss":
+        noise = TO_DEVIATION * median(np.abs(np.diff(values[-last:])))
+        numbers["from one to the next"] = noise
+        limit = max(limit, noise)
+    if won <= limit or before - now >= limit:
         return None
-    before = float(smooth[: len(values) - last - half + 1].min())
-    now = float(smooth[-half - 1 :].min())
-    won = float(smooth[0]) - before
-    if won <= 0 or before - now >= PLATEAU_FALL * min(won, abs(before)):
-        return None
-    numbers = {f"best {name}": now, "best before": before, "won in all": won}
     return {**numbers, **span(steps[-last:], "records")}
 
 
