@@ -328,8 +328,19 @@ def test_one_wild_validation_is_not_noise():
         return 2 - k / 40 + (5 if k % 9 == 0 else 0)
 
     assert adamx.health(one_run(60, val_loss=val)) == []
-    lost = one_run(60, val_loss=lambda k: NAN if k == 7 else max(2 - k / 20, 0.5))
-    assert named(adamx.health(lost)) == {("plateau", None)}
+
+
+@pytest.mark.parametrize("first", [1, 20, 48])
+def test_validations_that_are_nan_are_left_out(first):
+    def val(k):
+        return NAN if first <= k < first + 10 and k % 3 else max(2 - k / 20, 0.5)
+
+    assert named(adamx.health(one_run(60, val_loss=val))) == {("plateau", None)}
+    few = one_run(60, val_loss=lambda k: NAN if k > 45 and k % 4 else val(k))
+    assert named(adamx.health(few)) == set(), "two of each three: nobody knows"
+    # The quarter is one of the run, not of what is known of it.
+    late = one_run(80, val_loss=lambda k: NAN if k < 50 else 2 - (k - 50) / 30)
+    assert named(adamx.health(late)) == set()
 
 
 def test_what_never_fell_beyond_its_noise_is_no_plateau():

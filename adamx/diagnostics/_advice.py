@@ -302,8 +302,8 @@ WORDS = {
         (
             "The rate is too large to go deeper: noise of the steps holds the loss up.",
             "The model has learned what it can from these data.",
-            "Each validation is of few examples, or of others: what they differ by hides "
-            "that the loss falls.",
+            "Each validation is of few examples, or of others: what they differ by "
+            "hides that the loss falls.",
         ),
         (
             "Decay the rate: a schedule that ends at 0 (adamx.schedules).",

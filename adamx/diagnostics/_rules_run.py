@@ -316,21 +316,24 @@ def _flat(run: Run, name: str) -> dict[str, float] | None:
     by from one to the next is the noise of the steps.
     """
     steps, values = metric(run.history, name)
-    if not np.isfinite(values[-LOST_RECORDS:]).all():
-        return None
-    steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
+    finite = values[np.isfinite(values)]
     last = max(PLATEAU_RECORDS, round(PLATEAU_SHARE * len(values)))
-    if len(values) < 2 * PLATEAU_RECORDS or steps[-last] < START:
+    if len(finite) < 2 * PLATEAU_RECORDS or steps[-last] < START:
         return None
     half = last // 2
-    before, now = median(values[-last - half : -last]), median(values[-half:])
-    won = median(values[: PLATEAU_RECORDS // 2]) - before
+    windows = values[-last - half : -last], values[-half:]
+    # NaN now and then is left out; where few are left nobody knows.
+    if min(np.isfinite(x).mean() for x in windows) <= 0.5:
+        return None
+    before, now = map(median, windows)
+    won = median(finite[: PLATEAU_RECORDS // 2]) - before
     numbers = {name: now, "a quarter before": before, "won before": won}
     limit = PLATEAU_FALL * min(won, abs(before))
     if name == "val_loss":
         noise = TO_DEVIATION * median(np.abs(np.diff(values[-last:])))
-        numbers["from one to the next"] = noise
-        limit = max(limit, noise)
+        if np.isfinite(noise):  # two in a row
+            numbers["from one to the next"] = noise
+            limit = max(limit, noise)
     if won <= limit or before - now >= limit:
         return None
     return {**numbers, **span(steps[-last:], "records")}
