@@ -37,7 +37,7 @@ from adamx.diagnostics._advice import WORDS
 EVERY = 10
 PHASE = 500
 SEEDS = 5
-MOST_PHASES = 4  # what lasts longer is run where it is asked for
+MOST_PHASES = 6  # what lasts longer is run where it is asked for
 KIND = {words.symptom: kind for kind, words in WORDS.items()}
 ABOUT = """# What health finds
 

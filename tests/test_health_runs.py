@@ -323,6 +323,24 @@ def test_a_fall_within_the_noise_of_the_steps_is_none():
     assert evidence["records"] == 10
 
 
+def test_what_falls_fast_is_no_plateau_however_noisy():
+    def val(k):
+        return 3 * 0.5**k + 0.02 * (1 + 0.2 * (-1) ** k - 0.4 * k / 40)
+
+    def train(per_quarter):
+        return lambda k: 2 * (1 - per_quarter) ** (k / 10)
+
+    for loss, is_found in (
+        (None, False),  # the validation loss itself falls by 14%
+        (train(0.09), True),
+        (train(0.11), False),
+        (lambda k: 9 * 0.5**k + 2 + NOISE[k] / 100, True),
+    ):
+        metrics = {"val_loss": val} | ({"loss": loss} if loss else {})
+        found = adamx.health(one_run(40, **metrics))
+        assert (("plateau", None) in named(found)) == is_found
+
+
 def test_one_wild_validation_is_not_noise():
     def val(k):
         return 2 - k / 40 + (5 if k % 9 == 0 else 0)

@@ -43,6 +43,7 @@ GAP_RECORDS = 10
 PLATEAU_RECORDS = 10
 PLATEAU_SHARE = 0.25
 PLATEAU_FALL = 0.01
+PLATEAU_NOISY_FALL = 0.1
 TO_DEVIATION = 1.4826  # of Gaussian noise: its deviation over the median of its size
 STUCK = 0.02
 STUCK_STEPS = 200
@@ -246,9 +247,11 @@ def plateau(run: Run) -> Sequence[Sign]:
     The last quarter of the records, 10 and more. The fall is from the median of half as
     many records before it to that of the later half; the fluctuation is the usual
     difference from one record to the next in it, 1.48 times the median of |difference|
-    (for Gaussian noise its standard deviation). A fall of less than 1% is none either,
-    of the loss itself and of all that was won before. Not where the rate is below a
-    tenth of its highest: there is nothing left to decay.
+    (for Gaussian noise its standard deviation). Not where the training loss falls by
+    10% meanwhile (or, where it is not recorded, the validation loss): that is a fall,
+    however noisy. A fall of less than 1% is none either, of the loss itself and of all
+    that was won before. Not where the rate is below a tenth of its highest: there is
+    nothing left to decay.
 
     Source: that a decay then helps: Goyal et al., "Accurate, Large Minibatch SGD"
     (2017), figures of the training curves; that the noise of the steps is what holds
@@ -321,11 +324,11 @@ def _flat(run: Run, name: str) -> dict[str, float] | None:
     if len(finite) < 2 * PLATEAU_RECORDS or steps[-last] < START:
         return None
     half = last // 2
-    windows = values[-last - half : -last], values[-half:]
+    windows = slice(-last - half, -last), slice(-half, None)
     # NaN now and then is left out; where few are left nobody knows.
-    if min(np.isfinite(x).mean() for x in windows) <= 0.5:
+    if min(np.isfinite(values[x]).mean() for x in windows) <= 0.5:
         return None
-    before, now = map(median, windows)
+    before, now = (median(values[x]) for x in windows)
     won = median(finite[: PLATEAU_RECORDS // 2]) - before
     numbers = {name: now, "a quarter before": before, "won before": won}
     limit = PLATEAU_FALL * min(won, abs(before))
@@ -333,7 +336,10 @@ def _flat(run: Run, name: str) -> dict[str, float] | None:
         noise = TO_DEVIATION * median(np.abs(np.diff(values[-last:])))
         if np.isfinite(noise):  # two in a row
             numbers["from one to the next"] = noise
-            limit = max(limit, noise)
+        witness = [around(run, steps[x]) for x in windows]
+        then, since = witness if np.isfinite(witness).all() else (before, now)
+        if noise > limit and then - since < PLATEAU_NOISY_FALL * abs(then):
+            limit = noise
     if won <= limit or before - now >= limit:
         return None
     return {**numbers, **span(steps[-last:], "records")}
