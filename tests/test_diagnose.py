@@ -20,7 +20,7 @@ from adamx.diagnostics._sampling import sample
 from adamx.diagnostics._sources import sources
 from adamx.moments import _layout
 from tests.compiling import AS_USERS, as_users
-from tests.helpers import TEMPORARIES, some
+from tests.helpers import TEMPORARIES, enable_x64, some
 
 QS = (10, 50, 90)
 B2, EPS = 0.97, 1e-3
@@ -195,6 +195,28 @@ def test_sampled_percentiles_are_within_the_stated_bound():
         assert layers[f"{i:02}"]["param_norm"] == pytest.approx(np.sqrt(200_000))
         still = np.mean(size == 0)  # r is 0, or at the first step about 3
         assert layers[f"{i:02}"]["still_share"] == pytest.approx(still, abs=0.05)
+
+
+@pytest.mark.parametrize("count", [30, 100, 300])
+def test_many_small_leaves_count_for_what_they_are(count):
+    """A matrix of noise, and vectors of 10 with r = 1: up to 1.5% of the elements."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((2, 400, 500)).astype(np.float32)
+    ones = {f"{i}": jnp.ones(10) for i in range(count)}
+    tx = adamx.diagnose(adamx.adam(1.0, eps=0.0), every=2, by=lambda path: "all")
+    update, state = jax.jit(tx.update), tx.init({"matrix": noise[0], **ones})
+    for g in noise:
+        _, state = update({"matrix": jnp.asarray(g), **ones}, state)
+    mean = np.float64(0.1) * (0.9 * noise[0] + noise[1]) / (1 - 0.9**2)
+    square = 0.001 * (0.999 * np.float64(noise[0]) ** 2 + np.float64(noise[1]) ** 2)
+    r = np.abs(mean) / np.sqrt(square / (1 - 0.999**2))
+    r = np.concatenate([r.ravel(), np.ones(10 * count)])
+    numbers = adamx.read(state).diagnostics.layers["all"]
+    for q in QS:
+        bound = 4 * np.sqrt(q / 100 * (1 - q / 100) / 2048)
+        below = np.mean(r < numbers[f"r/p{q}"] - 1e-6)
+        at_most = np.mean(r <= numbers[f"r/p{q}"] + 1e-6)
+        assert below - bound <= q / 100 <= at_most + bound, q
 
 
 def test_a_sample_is_not_a_grid_and_finds_the_scales_of_its_elements():
@@ -532,6 +554,27 @@ def test_dtypes(dtype):
     _, state = jax.jit(tx.update)(params, tx.init(params), params)
     numbers = adamx.read(state).diagnostics.layers["w"]
     assert numbers["cosine"] == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("rate", [1e-3, lambda step: 1e-3 * 0.9**step])
+def test_x64_mode(rate):
+    with enable_x64():
+        shapes = {"double": (9, 5), "single": (7,), "large": (300, 300)}
+        params = tree(3, shapes, jnp.float64)
+        params["single"] = params["single"].astype(jnp.float32)
+        tx = adamx.diagnose(adamx.adamw(rate, b2=B2, eps=EPS), every=2)
+        update, state = jax.jit(tx.update), tx.init(params)
+        for seed in range(4):
+            g = jax.tree.map(lambda p, seed=seed: p * 0.9**seed, params)
+            updates, state = update(g, state, params)
+        layers = adamx.read(state).diagnostics.layers
+        at = 1e-3 if rate == 1e-3 else 1e-3 * 0.9**3
+        for name in ("double", "single"):
+            moments = adam_moments(state.inner_state[0], name)
+            want = expected(params[name], g[name], updates[name], *moments, at)
+            assert_numbers(layers[name], want)
+        norm = np.linalg.norm(np.asarray(g["large"]))
+        assert layers["large"]["grad_norm"] == pytest.approx(norm, rel=1e-6)
 
 
 def test_clients_and_checkpoints():

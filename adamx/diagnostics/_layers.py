@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import serialization
 
 from adamx import _checks, _tree
@@ -61,12 +62,15 @@ class Part:
       rows: length of the stack; 1 where it is none.
       shape: of one row.
       samples: how many of its elements are looked at, all of them or fewer.
+      ranked: how many of these, the first ones, percentiles are of: a leaf too small
+        for one of them may have none, where each has a sample for the sums.
     """
 
     path: str
     rows: int
     shape: tuple[int, ...]
     samples: int
+    ranked: int
 
     @property
     def size(self) -> int:
@@ -210,14 +214,20 @@ def _layer(
     shapes = [shape[1:] if is_stacked else shape for _, _, shape in members]
     sizes = [math.prod(shape) for shape in shapes]
     total = sum(sizes)
-    counts = sizes if total <= EXACT else [_share(n, total, samples) for n in sizes]
+    ranked = sizes if total <= EXACT else _shares(sizes, samples)
     parts = [
-        Part(path, rows, shape, count)
-        for (path, _, _), shape, count in zip(members, shapes, counts, strict=True)
+        Part(path, rows, shape, max(1, count), count)
+        for (path, _, _), shape, count in zip(members, shapes, ranked, strict=True)
     ]
-    return Layer(name, is_stacked, rows, tuple(p for p in parts if p.samples * rows))
+    return Layer(name, is_stacked, rows, tuple(p for p in parts if p.size * rows))
 
 
-def _share(size: int, total: int, samples: int) -> int:
-    """A leaf's part of the samples of a layer: at least one, at most all."""
-    return min(size, max(1, round(samples * size / total))) if size else 0
+def _shares(sizes: Sequence[int], samples: int) -> list[int]:
+    """The leaves' parts of the samples of a layer, at most all of each.
+
+    Rounded such that those of the first leaves together, however many, are within a
+    half of their due.
+    """
+    ends = np.cumsum([0, *sizes])
+    ends = np.floor(ends / ends[-1] * samples + 0.5).astype(int)
+    return [int(n) for n in np.minimum(np.diff(ends), sizes)]

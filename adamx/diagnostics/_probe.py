@@ -271,7 +271,7 @@ class Probe:
         sizes = np.zeros(self.rows)
         for part, place in zip(self.parts, self.places, strict=True):
             sizes[place] += part.size
-        return np.where(sizes > 0, sizes, np.nan)
+        return np.where(sizes > 0, sizes, np.nan).astype(np.float32)
 
     def _percentiles(self, found: Sequence[View]) -> jax.Array:
         """By kind, the percentiles and the median: (kinds, rows, percentiles + 1)."""
@@ -313,7 +313,7 @@ class Probe:
         for layer in self.layers:
             among = [k for k in range(i, i + len(layer.parts)) if k in at]
             if among:
-                counts = [self.parts[k].samples for k in among]
+                counts = [self.parts[k].ranked for k in among]
                 sizes = np.full(layer.rows, sum(counts))
                 matrix = _kinds([at[k] for k in among], counts)
                 whole.append((self.places[i], sizes, matrix))
