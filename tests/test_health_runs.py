@@ -341,6 +341,53 @@ def test_what_falls_fast_is_no_plateau_however_noisy():
         assert (("plateau", None) in named(found)) == is_found
 
 
+def test_a_quarter_is_one_of_the_steps_however_often_they_are_recorded():
+    steps = [*range(500, 10_001, 500), *range(9_986, 10_000)]
+
+    def run(fall):
+        found, noise = adamx.History(), np.random.default_rng(0)
+        for step in sorted(steps):
+            value = 3 - fall * step / 10_000 + 0.002 * noise.normal()
+            value += 3 * 0.5 ** (step / 500)
+            found.append(adamx.Reading(count=step), val_loss=value)
+        return found
+
+    assert adamx.health(run(2.0)) == []
+    dense = run(0.0)
+    assert adamx.health(dense) == [], "three records in the eighth before"
+    steps += range(6_300, 7_500, 100)
+    assert adamx.health(run(2.0)) == []
+    assert named(adamx.health(run(0.0))) == {("plateau", None)}
+
+
+@pytest.mark.parametrize("fall", [0.0, 0.3])
+def test_losses_about_zero_have_no_scale_but_their_noise(fall):
+    """Of policies, for instance: what they began with is small by chance."""
+    false = 0
+    for seed in range(100, 150):
+        noise = 0.05 * np.random.default_rng(seed).normal(size=101)
+        loss = {"loss": lambda k, n=noise: n[k] - fall * k / 100}
+        false += len(adamx.health(one_run(100, **loss)))
+    assert false <= 2, "of 50 runs half had one, by the size of their first loss alone"
+    for rise, kind in ((0.5, "diverging"), (1e9, "diverging")):
+        loss = {"loss": lambda k, r=rise: noise[k] + (r if k > 60 else 0)}
+        assert named(adamx.health(one_run(100, **loss))) == {(kind, None)}
+    up = one_run(100, loss=lambda k: noise[k] + (0.5 if 10 < k < 40 else 0))
+    assert named(adamx.health(up)) == {("burst", None)}
+
+
+def test_the_least_of_very_many_validations_is_luck():
+    """Nothing is gained or lost behind the start; training gets better."""
+    noise = 1 + 0.15 * np.random.default_rng(1).normal(size=(20, 1001))
+    for own in noise:
+        metrics = {"loss": little, "val_loss": lambda k, own=own: own[k] + 2 * 0.9**k}
+        found = adamx.health(one_run(1000, **metrics))
+        assert ("gap", None) not in named(found)
+    worse = {"val_loss": lambda k: own[k] + 2 * 0.9**k + (k > 600) * 0.8}
+    found = adamx.health(one_run(1000, loss=little, **worse))
+    assert ("gap", None) in named(found)
+
+
 def test_one_wild_validation_is_not_noise():
     def val(k):
         return 2 - k / 40 + (5 if k % 9 == 0 else 0)

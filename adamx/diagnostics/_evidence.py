@@ -22,6 +22,7 @@ SOLVED = 0.01  # of the first loss: gradients are about 0
 SOLVED_RECORDS = 5
 BEGAN_RECORDS = 5
 BLOWN_UP = 0.5  # of the first loss, above it
+TO_DEVIATION = 1.4826  # of Gaussian noise: its deviation over the median of its size
 
 
 class Sign(NamedTuple):
@@ -186,6 +187,14 @@ def running_median(values: np.ndarray, width: int) -> np.ndarray:
     """Of so many values in a row: (n - width + 1,)."""
     rows = np.lib.stride_tricks.sliding_window_view(values, width)
     return np.median(rows, axis=1)
+
+
+def fluctuation(values: np.ndarray) -> float:
+    """The usual difference from one record to the next; NaN where none is known.
+
+    A deviation: of noise without memory its own, times the root of 2.
+    """
+    return TO_DEVIATION * median(np.abs(np.diff(values)))
 
 
 def began_at(values: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from adamx.diagnostics._evidence import (
     around,
     began_at,
     columns_named,
+    fluctuation,
     median,
     medians,
     metric,
@@ -32,6 +33,8 @@ SKIPPED_COUNT = 5
 SKIPPED_STEPS = 100
 ABOVE_START = 0.5
 ABOVE_START_RECORDS = 5
+ABOVE_NOISE = 4.0
+NOISE_RECORDS = 20
 BURST_STEPS = 2000
 ALTERNATIONS = 0.9
 ALTERNATIONS_RECORDS = 40
@@ -39,14 +42,15 @@ NORM_EXPLODED = 100.0
 NORM_RECORDS = 20
 GAP = 0.1
 GAP_LAST = 5
+GAP_SHARE = 20
 GAP_RECORDS = 10
 PLATEAU_RECORDS = 10
 PLATEAU_SHARE = 0.25
 PLATEAU_FALL = 0.01
 PLATEAU_NOISY_FALL = 0.1
-TO_DEVIATION = 1.4826  # of Gaussian noise: its deviation over the median of its size
 STUCK = 0.02
 STUCK_STEPS = 200
+STUCK_NOISE = 2.0
 STUCK_RECORDS = 5
 DECAYED = 0.1
 V_STABLE = 0.2
@@ -106,7 +110,8 @@ def skipped(run: Run) -> Sequence[Sign]:
 def diverging(run: Run) -> Sequence[Sign]:
     """The last 5 losses are all half as large again as the first: see `began_at`.
 
-    Losses at all signs: above the first by half of its size.
+    Losses of either sign: above the first by half of its size, and by four times what
+    they differ by from one record to the next.
 
     Source: ours.
     """
@@ -114,7 +119,7 @@ def diverging(run: Run) -> Sequence[Sign]:
     if len(values) < 2 * ABOVE_START_RECORDS or steps[-1] < START:
         return []
     first, last = began_at(values), values[-ABOVE_START_RECORDS:]
-    if not np.all(last > first + ABOVE_START * abs(first)):
+    if not np.all(last > far_above(first, values)):
         return []
     evidence = {"loss": median(last), "at first": first}
     evidence |= span(steps[-ABOVE_START_RECORDS:], "records")
@@ -125,7 +130,9 @@ def stuck(run: Run) -> Sequence[Sign]:
     """Behind 200 steps the training loss is less than 2% below where it began.
 
     Medians of 5 records, of 10 and more; nor was it ever lower by more than that.
-    Where it began: see `began_at`.
+    Where it began: see `began_at`. Not where it began within twice of what it differs
+    by from one record to the next: 2% of about 0 is nothing (losses of policies, of
+    either sign).
 
     Source: ours.
     """
@@ -136,6 +143,8 @@ def stuck(run: Run) -> Sequence[Sign]:
     first, best = began_at(values), float(np.min(smooth))
     if not (np.isfinite(smooth).all() and best > first - STUCK * abs(first)):
         return []
+    if abs(first) <= STUCK_NOISE * fluctuation(values):
+        return []
     evidence = {"loss": float(smooth[-1]), "at first": first, "threshold": STUCK}
     return [Sign("stuck", None, "warning", evidence | span(steps, "records"))]
 
@@ -143,10 +152,11 @@ def stuck(run: Run) -> Sequence[Sign]:
 def burst(run: Run) -> Sequence[Sign]:
     """Within 2,000 steps the loss was half as large again as at first, and fell back.
 
-    5 records in a row, by their median, against the first record. What comes behind
-    says nothing of the rate: parameters that one step threw far away have small ratios
-    of updates to parameters, and small r. Losses of single batches differ by far less
-    at first. Behind the 2,000 steps this is the past.
+    5 records in a row, by their median, against the first record; losses of either
+    sign as in `diverging`. What comes behind says nothing of the rate: parameters that
+    one step threw far away have small ratios of updates to parameters, and small r.
+    Losses of single batches differ by far less at first. Behind the 2,000 steps this is
+    the past.
 
     Source: Gilmer et al., "A Loss Curvature Perspective on Training Instability in Deep
     Learning" (2021), of the loss in the first steps at rates too large for the
@@ -160,7 +170,7 @@ def burst(run: Run) -> Sequence[Sign]:
         return []
     smooth, first = running_median(values, ABOVE_START_RECORDS), float(values[0])
     k = int(np.argmax(smooth))
-    limit = first + ABOVE_START * abs(first)
+    limit = far_above(first, values)
     if not smooth[k] > limit >= smooth[-1]:  # still there: see `diverging`
         return []
     evidence = {"loss": float(smooth[k]), "at first": first}
@@ -213,8 +223,9 @@ def exploding_norm(run: Run) -> Sequence[Sign]:
 def gap(run: Run) -> Sequence[Sign]:
     """The last 5 validation losses are 10% above their best, with training better.
 
-    The best is that of medians of 5 records in a row; 10 records and more. For
-    training losses near both times, medians likewise.
+    The best is that of medians of 5 records in a row, or of a twentieth of all: of very
+    many the least would be one of luck. 10 records and more. For training losses near
+    both times, medians likewise.
 
     Source: Prechelt, "Early Stopping - But When?" (1998), the generalization loss
     GL = 100 (E / E_best - 1), there from 1 to 5; 10 and the records are ours.
@@ -222,20 +233,21 @@ def gap(run: Run) -> Sequence[Sign]:
     steps, values = metric(run.history, "val_loss")
     if len(values) < GAP_RECORDS or steps[-1] < START:
         return []
-    smooth = running_median(values, GAP_LAST)
+    width = max(GAP_LAST, len(values) // GAP_SHARE)
+    smooth = running_median(values, width)
     if not np.isfinite(smooth).all():
         return []
     k = int(np.argmin(smooth))
     best, last = float(smooth[k]), values[-GAP_LAST:]
     if not np.all(last >= best + GAP * abs(best)) or k + 1 == len(smooth):
         return []
-    at_best = slice(k, k + GAP_LAST)
+    at_best = slice(k, k + width)
     train_then = around(run, steps[at_best])
     train_now = around(run, steps[-GAP_LAST:])
     if not train_now < train_then:
         return []
     evidence = {"validation loss": median(last), "its best": best}
-    evidence |= {"best at step": int(steps[k + GAP_LAST // 2])}
+    evidence |= {"best at step": int(steps[k + width // 2])}
     evidence |= {"training loss": train_now, "training loss then": train_then}
     evidence |= span(steps[-GAP_LAST:], "records")
     return [Sign("gap", None, "warning", evidence)]
@@ -244,8 +256,8 @@ def gap(run: Run) -> Sequence[Sign]:
 def plateau(run: Run) -> Sequence[Sign]:
     """In a quarter of the run the validation loss fell by no more than it fluctuates.
 
-    The last quarter of the records, 10 and more. The fall is from the median of half as
-    many records before it to that of the later half; the fluctuation is the usual
+    The last quarter of the steps, 10 records and more. The fall is from the median of
+    the eighth before it to that of its later half; the fluctuation is the usual
     difference from one record to the next in it, 1.48 times the median of |difference|
     (for Gaussian noise its standard deviation). Not where the training loss falls by
     10% meanwhile (or, where it is not recorded, the validation loss): that is a fall,
@@ -312,6 +324,21 @@ def ready_for_sgd(run: Run) -> Sequence[Sign]:
     return [Sign("ready_for_sgd", None, "info", evidence)]
 
 
+def far_above(first: float, values: np.ndarray) -> float:
+    """Half as large again as the first of some losses.
+
+    Where they have either sign (those of policies), the first may be about 0 by chance,
+    and a half of it nothing: by four times, too, what the first 20 or the last 20
+    differ by from one record to the next, whichever is less.
+    """
+    rise = ABOVE_START * abs(first)
+    finite = values[np.isfinite(values)]
+    if (finite > 0).any() and (finite < 0).any():
+        ends = finite[:NOISE_RECORDS], finite[-NOISE_RECORDS:]
+        rise = max(rise, ABOVE_NOISE * min(map(fluctuation, ends)))
+    return first + rise
+
+
 def _flat(run: Run, name: str) -> dict[str, float] | None:
     """The evidence that a loss falls no more; None: it does, or nobody knows.
 
@@ -320,29 +347,35 @@ def _flat(run: Run, name: str) -> dict[str, float] | None:
     """
     steps, values = metric(run.history, name)
     finite = values[np.isfinite(values)]
-    last = max(PLATEAU_RECORDS, round(PLATEAU_SHARE * len(values)))
-    if len(finite) < 2 * PLATEAU_RECORDS or steps[-last] < START:
+    if len(finite) < 2 * PLATEAU_RECORDS:
         return None
-    half = last // 2
-    windows = slice(-last - half, -last), slice(-half, None)
+    end, least = steps[-1], steps[-1] - steps[-PLATEAU_RECORDS - 1]
+    quarter = max(PLATEAU_SHARE * (end - steps[0]), least)
+    is_last = steps > end - quarter
+    is_before = (steps > end - 1.5 * quarter) & ~is_last
+    is_now = steps > end - 0.5 * quarter
+    if steps[is_last][0] < START:
+        return None
     # NaN now and then is left out; where few are left nobody knows.
-    if min(np.isfinite(values[x]).mean() for x in windows) <= 0.5:
-        return None
-    before, now = (median(values[x]) for x in windows)
+    for among in (is_before, is_now):
+        known = np.isfinite(values[among]).sum()
+        if known < max(PLATEAU_RECORDS // 2, among.sum() / 2):
+            return None
+    before, now = median(values[is_before]), median(values[is_now])
     won = median(finite[: PLATEAU_RECORDS // 2]) - before
     numbers = {name: now, "a quarter before": before, "won before": won}
     limit = PLATEAU_FALL * min(won, abs(before))
     if name == "val_loss":
-        noise = TO_DEVIATION * median(np.abs(np.diff(values[-last:])))
+        noise = fluctuation(values[is_last])
         if np.isfinite(noise):  # two in a row
             numbers["from one to the next"] = noise
-        witness = [around(run, steps[x]) for x in windows]
+        witness = [around(run, steps[among]) for among in (is_before, is_now)]
         then, since = witness if np.isfinite(witness).all() else (before, now)
         if noise > limit and then - since < PLATEAU_NOISY_FALL * abs(then):
             limit = noise
     if won <= limit or before - now >= limit:
         return None
-    return {**numbers, **span(steps[-last:], "records")}
+    return {**numbers, **span(steps[is_last], "records")}
 
 
 def _lost(run: Run, name: str) -> dict[str, Any] | None:
