@@ -213,7 +213,7 @@ def test_init_under_eval_shape(row):
         assert_close(tx.init(abstract), jax.tree.map(lambda x: x, state))
 
 
-@by_row
+@by_few_rows
 def test_strict_dtype_promotion(row):
     with jax.numpy_dtype_promotion("strict"):
         for dtype in (jnp.bfloat16, jnp.float32, jnp.complex64):
@@ -233,7 +233,7 @@ def test_strict_dtype_promotion(row):
 # --------------------------------------------------------------- jit, scan and vmap
 
 
-@by_name
+@by_few
 def test_one_compilation_for_all_learning_rates(row):
     params = make_params()
     chex.clear_trace_counter()
@@ -315,20 +315,36 @@ def test_vmap_equals_one_by_one(row):
     np.testing.assert_allclose(reading.learning_rate, rates, rtol=1e-6)
 
 
+def _first_step(variant, row):
+    params = {"w": np.linspace(-2, 2, 13, dtype=np.float32)}
+    gradients = {"w": np.linspace(3, -1, 13, dtype=np.float32)}
+    tx = row.make()
+    updates, state = variant(tx.update)(gradients, tx.init(params), params)
+    want = next(iter(row.expected([gradients["w"]], params["w"])))
+    atol = 2e-7 if row.holds_params else 1e-8  # a copy is rounded like the original
+    np.testing.assert_allclose(updates["w"], want, rtol=3e-6, atol=atol)
+    chex.assert_tree_all_finite(state)
+
+
 class VariantsTest(chex.TestCase):
     """The same numbers with and without jit, with and without device placement."""
 
     @chex.variants(with_jit=True, without_jit=True, with_device=True, with_pmap=False)
-    @parameterized.named_parameters((row.id, row) for row in NAMES)
+    @parameterized.named_parameters((row.id, row) for row in FEW_ROWS)
     def test_first_step(self, row):
-        params = {"w": np.linspace(-2, 2, 13, dtype=np.float32)}
-        gradients = {"w": np.linspace(3, -1, 13, dtype=np.float32)}
-        tx = row.make()
-        updates, state = self.variant(tx.update)(gradients, tx.init(params), params)
-        want = next(iter(row.expected([gradients["w"]], params["w"])))
-        atol = 2e-7 if row.holds_params else 1e-8  # a copy is rounded like the original
-        np.testing.assert_allclose(updates["w"], want, rtol=3e-6, atol=atol)
-        chex.assert_tree_all_finite(state)
+        _first_step(self.variant, row)
+
+
+@pytest.mark.slow
+class MoreVariantsTest(chex.TestCase):
+    """The same of the other names."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, with_pmap=False)
+    @parameterized.named_parameters(
+        (row.id, row) for row in NAMES if row not in FEW_ROWS
+    )
+    def test_first_step(self, row):
+        _first_step(self.variant, row)
 
 
 def test_chexify_finds_a_value_inside_a_compiled_step():
@@ -462,7 +478,7 @@ def test_schedules_move_the_learning_rate(row):
 # ------------------------------------------------------------- values that always hold
 
 
-@by_row
+@by_few_rows
 def test_zero_gradient_on_a_fresh_state_is_a_no_op(row):
     for dtype in (jnp.bfloat16, jnp.float32):
         params = make_params(dtype)
@@ -503,7 +519,7 @@ def test_count_saturates(row):
     assert adamx.read(state).count == limit
 
 
-@by_name
+@by_these("sgd", "adamw", "lion", "lamb", "adam_mini")  # of an element, of a leaf
 def test_nan_stays_in_its_element(row):
     params = {"a": jnp.ones(4), "b": jnp.ones(2)}
     gradients = {"a": jnp.array([1.0, jnp.nan, 1.0, 1.0]), "b": jnp.ones(2)}
@@ -612,7 +628,10 @@ def test_a_nan_in_one_part_of_a_complex_number_leaves_the_other():
 # ------------------------------------------------------------ donation and sharding
 
 
-@by_name
+# A sum, moments, a jump, a leaf's norm, rows, held parameters, what needs most memory.
+@by_these(
+    "sgd", "adamw", "lion", "lamb", "sparse_adam", "schedule_free_adamw", "sophia_g"
+)
 def test_donated_buffers_are_reused_without_temporaries(row):
     params = {"a": jnp.ones((256, 256)), "b": jnp.ones((256,))}
     tx = optax.chain(adamx.clip_by_global_norm(1.0), row.make())
