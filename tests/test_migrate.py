@@ -125,14 +125,10 @@ FORMATS = {
     "some": (codecs.int8(min_size=8), 0.02),
 }
 QUICK = {
-    ("float32", "float32"),
     ("float32", "bfloat16"),
-    ("bfloat16", "float32"),
     ("float32", "int8"),
     ("int8", "float32"),
-    ("int8", "int8"),
     ("int8", "some"),
-    ("int8", "fp8"),
     ("stochastic", "int4"),
 }
 

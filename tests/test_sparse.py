@@ -36,8 +36,8 @@ def table(steps=60, dtype=np.float32, seed=0):
     [
         {},
         {"per_row_count": True},
-        {"rows": False},
-        {"rows": False, "per_row_count": True},
+        pytest.param({"rows": False}, marks=pytest.mark.slow),
+        pytest.param({"rows": False, "per_row_count": True}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
