@@ -232,6 +232,7 @@ def test_vmap_equals_one_by_one(row, label):
         assert_codes_close(jax.tree.map(lambda x, i=i: x[i], batched), alone(params))
 
 
+@pytest.mark.slow  # quickly: tests/test_clients_optax.py, of a state without codes
 @by_case(("int8",))
 def test_wrappers_of_optax(row, label):
     params = one_matrix()

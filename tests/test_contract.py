@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
 from tests.compiling import AS_USERS, as_users
-from tests.helpers import TEMPORARIES, enable_x64
+from tests.helpers import TEMPORARIES, enable_x64, some
 from tests.optimizers_table import LR, NAMES, ROWS
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -189,12 +189,13 @@ def test_trees_of_any_shape(row):
         assert adamx.read(state).learning_rate == pytest.approx(LR)
 
 
-def test_many_leaves():
-    params = {f"layer_{i}": jnp.full((3,), float(i)) for i in range(150)}
+@pytest.mark.parametrize("count", some([60, 150], 60))
+def test_many_leaves(count):
+    params = {f"layer_{i}": jnp.full((3,), float(i)) for i in range(count)}
     tx = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(LR))
     updates, state = jax.jit(tx.update)(params, tx.init(params), params)
-    assert len(jax.tree.leaves(updates)) == 150
-    want = np.sqrt(3.0 * sum(i * i for i in range(150)))
+    assert len(jax.tree.leaves(updates)) == count
+    want = np.sqrt(3.0 * sum(i * i for i in range(count)))
     assert adamx.read(state).grad_norm == pytest.approx(want, rel=1e-6)
 
 

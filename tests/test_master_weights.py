@@ -513,6 +513,7 @@ def test_map_params_and_checkpoint(kind):
     chex.assert_trees_all_equal(one, two)
 
 
+@pytest.mark.slow  # quickly: tests/test_wrapper_pairs.py, tests/test_fused.py
 @by_one_kind
 def test_other_transformations_inside_and_around(kind):
     params = {"a": jnp.ones(4, jnp.bfloat16), "b": jnp.ones(4, jnp.bfloat16)}

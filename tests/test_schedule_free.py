@@ -226,9 +226,9 @@ TX = adamx.schedule_free_adamw(0.1, weight_decay=0.1)
     "tx",
     [
         optax.chain(adamx.clip_by_global_norm(1e9), TX),
-        optax.masked(TX, True),
+        pytest.param(optax.masked(TX, True), marks=pytest.mark.slow),
         optax.partition({"all": TX}, "all"),
-        optax.named_chain(("x", optax.chain(TX))),
+        pytest.param(optax.named_chain(("x", optax.chain(TX))), marks=pytest.mark.slow),
         optax.apply_if_finite(TX, 2),
         optax.inject_hyperparams(adamx.schedule_free_adamw)(0.1, weight_decay=0.1),
         optax.MultiSteps(TX, 1).gradient_transformation(),
