@@ -171,7 +171,7 @@ def test_updates_have_the_wider_dtype(row, params_dtype, gradient_dtype):
         assert all(u.dtype == gradient_dtype for u in jax.tree.leaves(updates))
 
 
-@by_these("adamw", "lion", "lamb")  # of an element, with a jump, of a leaf
+@by_these("adamw", "lamb")  # of an element, of a leaf
 @as_users
 def test_eager_and_compiled_agree(row):
     params = make_params()
@@ -291,7 +291,7 @@ def test_scan_equals_the_loop(row):
     assert_close(scanned, steps(tx, params), rtol=2e-6, atol=1e-7)
 
 
-@by_these("adamw", "lamb", "sparse_adam")
+@by_these("lamb", "sparse_adam")
 def test_vmap_equals_one_by_one(row):
     stacked = [make_params() for _ in range(3)]
     stacked = [random_like(p, seed) for seed, p in enumerate(stacked)]
@@ -402,7 +402,8 @@ def test_extra_arguments_are_accepted(row):
     chex.assert_trees_all_equal(got, want)
 
 
-@by_these("adamw", "sophia_g")  # without and with extra arguments
+# With extra arguments, `sophia_g`, quickly: tests/test_clients_optax.py.
+@by_these("adamw")
 def test_inside_optax_wrappers(row):
     """Masked, partition, named_chain and MultiSteps equal the bare optimizer."""
     params = {"a": jnp.arange(1.0, 5.0), "b": jnp.ones((2, 3))}
@@ -682,7 +683,8 @@ def test_no_two_leaves_of_a_state_share_a_buffer(row):
     assert not rate.is_deleted()
 
 
-@by_these("adamw", "lamb", "sparse_adam", rows=ROWS)
+# Of a leaf's norm: tests/test_sharding_steps.py.
+@by_these("adamw", "sparse_adam", rows=ROWS)
 @as_users
 def test_eight_devices_equal_one(row):
     mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -711,6 +713,7 @@ def _steps_on(tx, params, place):
     return params, state
 
 
+@pytest.mark.slow  # quickly: tests/test_sharding_norms.py, tests/test_sharding_steps.py
 @as_users
 def test_eight_devices_equal_one_with_clipping():
     mesh = Mesh(np.array(jax.devices()), ("data",))
