@@ -42,25 +42,31 @@ FILES += [ROOT / "adamx" / "moments" / f"_{name}.py" for name in MOMENTS]
 SHARED = {"_look_ahead": ["nadam", "radam"], "_cautious": ["cautious"]}
 SHARED |= {"_curvature": ["sophia_h", "sophia_g"]}
 # What no optimizer's own tests are about: arguments of pytest, the quickest first.
+# EVERY: the cases of the slow run too.
+EVERY = ["-m", ""]
 CODECS, BOUNDS = "tests/test_codecs.py", "tests/test_codecs_bounds.py"
 MASTERS, PRECISION = "tests/test_master_weights.py", "tests/test_precision.py"
 TESTS = {
     "_ema": [
         [PRECISION, "-k", "(adam- or nadamw- or rmsprop-) and float64"],
         [PRECISION, "tests/test_sparse.py"],
+        [PRECISION, "-k", "x64 or beta or momentum", *EVERY],
     ],
     "_codec": [
         [CODECS, "-k", "keep_and or decode_reads or bytes_of or reproducible"],
         ["tests/test_bad_input_codecs.py"],
         ["tests/test_codecs_contract.py", "-k", "adamw-"],
+        ["tests/test_codecs_contract.py", "-k", "adamw- and encoded", *EVERY],
     ],
     "_codes": [
         [CODECS, "-k", "nearest or scales_are or old_code or moves_on or reference"],
+        [CODECS, "-k", "nearest or scales_are or old_code or leaves_0", *EVERY],
         [BOUNDS, "-k", "not stream"],
         [CODECS, BOUNDS, "-k", "stream or slow_changes or dies_away"],
     ],
     "_layout": [
         [CODECS, "-k", "scales_are or found_with_nan or (nearest and int8)"],
+        [CODECS, "-k", "scales_are", *EVERY],
         [BOUNDS, "-k", "not stream"],
     ],
     "_rounding": [
@@ -70,6 +76,7 @@ TESTS = {
     ],
     "_narrow": [
         [MASTERS, "-k", "definition or numpys or zeros_nan or two_bytes or one_ulp"],
+        [MASTERS, "-k", "definition", *EVERY],
         [MASTERS, "-k", "missed or drifts or other_hands or derivatives"],
     ],
 }
@@ -246,7 +253,8 @@ def selections(path: pathlib.Path) -> list[list[str]]:
     ]
     float64 = ["tests/test_precision.py", "-k", f"({own}) and (float64 or x64)"]
     contract = ["tests/test_contract.py", "tests/test_arguments.py", "-k", own]
-    return [float64, [*special, "-k", "not complex64"], contract]
+    wide = [[*chosen, "-m", "slow"] for chosen in (float64, contract)]
+    return [float64, [*special, "-k", "not complex64"], contract, *wide]
 
 
 def is_killed(

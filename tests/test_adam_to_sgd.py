@@ -91,7 +91,10 @@ CASES = {
 BOTH = [(label, 9) for label in CASES] + [("matched", 1), ("given", 1)]
 
 
-@pytest.mark.parametrize(("label", "switch_step"), BOTH)
+# Quickly: each rate by itself, a schedule of both, and a switch in the first step.
+@pytest.mark.parametrize(
+    ("label", "switch_step"), some(BOTH, ("schedules", 9), *BOTH[-2:])
+)
 def test_both_phases_are_those_of_the_reference(label, switch_step):
     kwargs, wanted = ({**case} for case in CASES[label])
     gradients, params = noise(30), noise(1, seed=1)[0]

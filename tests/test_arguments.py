@@ -20,7 +20,8 @@ def arguments(row):
 
 
 def one_step(tx):
-    return jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
+    """Not compiled: its operations are those of the optimizers before."""
+    return tx.update(PARAMS, tx.init(PARAMS), PARAMS)
 
 
 def having(rows, names):
@@ -45,7 +46,8 @@ def having(rows, names):
 @pytest.mark.filterwarnings("ignore:.*cannot follow")
 @having([row for row in NAMES if row.label != "defaults" or row.name != "sgd"], DTYPES)
 def test_moments_are_stored_as_asked(row, name):
-    _, state = one_step(row.make(**{name: jnp.bfloat16}))
+    tx = row.make(**{name: jnp.bfloat16})
+    _, state = jax.eval_shape(lambda: one_step(tx))
     assert jnp.dtype(jnp.bfloat16) in {x.dtype for x in jax.tree.leaves(state)}
 
 

@@ -194,9 +194,9 @@ def test_a_gradient_of_another_shape_or_structure():
     [
         adamx.adamw(1e-3),
         adamx.adamw(1e-3, mu_dtype=jnp.bfloat16, nu_dtype=codecs.int4()),
-        _adamw(layout="column"),
-        _adamw("int8-stochastic", block=4),
-        _adamw("e4m3"),
+        pytest.param(_adamw(layout="column"), marks=pytest.mark.slow),
+        pytest.param(_adamw("int8-stochastic", block=4), marks=pytest.mark.slow),
+        pytest.param(_adamw("e4m3"), marks=pytest.mark.slow),
     ],
     ids=["float32", "mixed", "column", "stochastic", "float8"],
 )

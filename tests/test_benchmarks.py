@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import adamx
-from tests.helpers import TEMPORARIES
+from tests.helpers import TEMPORARIES, some
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 MODULES = (
@@ -173,7 +173,7 @@ def test_the_dynamic_code_is_that_of_the_paper(modules):
     assert signed[128] == pytest.approx(5.5e-7)  # the middle of the lowest decade
 
 
-@pytest.mark.parametrize("is_signed", [True, False])
+@pytest.mark.parametrize("is_signed", some([True, False], True))
 def test_codes_are_of_the_nearest_number(modules, is_signed):
     x = jnp.asarray(np.random.default_rng(0).uniform(-is_signed, 1, 1000), jnp.float32)
     for name, make in modules["codes"].CODES.items():
@@ -365,6 +365,7 @@ def test_the_norm_is_timed(modules, run_step_time):
     assert [int(cells["calls"]) for cells in built.values()] == [0, 0, calls]
 
 
+@pytest.mark.slow
 def test_growth_is_timed_and_drawn(run_step_time, tmp_path):
     path = tmp_path / "growth.png"
     chosen = ["--subjects", "lion", "--contestants", "stream", "adamx"]

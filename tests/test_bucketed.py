@@ -71,11 +71,11 @@ def packed_in(state):
     return [node for node in nodes if is_packed(node)]
 
 
-def run(tx, params, steps=3):
-    """Updates of each step, parameters and state; nothing is compiled."""
-    state, found = tx.init(params), []
+def run(tx, params, steps=3, way=lambda update: update):
+    """Updates of each step, parameters and state; nothing is compiled but by `way`."""
+    state, found, update = tx.init(params), [], way(tx.update)
     for seed in range(steps):
-        updates, state = tx.update(random_like(params, seed), state, params)
+        updates, state = update(random_like(params, seed), state, params)
         params = adamx.apply_updates(params, updates)
         found.append(updates)
     return found, params, state
@@ -106,7 +106,7 @@ def assert_close(got, want, rtol=1e-5):
 
 
 # Quickly: of each kind of state one.
-QUICK = ("adamw", "sparse_adam", "schedule_free_adamw")
+QUICK = ("adamw", "sparse_adam")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_chains_masks_codes_and_wrappers_inside(name):
 
 
 @pytest.mark.parametrize(
-    "name", some(["MultiSteps", "masked", "groups", "inject"], "MultiSteps", "masked")
+    "name", some(["MultiSteps", "masked", "groups", "inject"], "masked")
 )
 def test_inside_of_others(name):
     params = make_params()
@@ -310,7 +310,7 @@ def test_a_batch_of_states_is_read_leaf_by_leaf():
     params = make_params()
     two = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
     tx = bucketed(adamw())
-    state = jax.vmap(lambda p: tx.update(p, tx.init(p), p)[1])(two)
+    state = jax.jit(jax.vmap(lambda p: tx.update(p, tx.init(p), p)[1]))(two)
     mu = unpacked(state.inner_state)[0].mu
     want = adamw().update(params, adamw().init(params), params)[1][0].mu
     assert_close(jax.tree.map(lambda x: x[0], mu), want)
@@ -326,7 +326,7 @@ def test_gradients_through_a_step():
         return sum(jnp.sum(u) for u in jax.tree.leaves(updates))
 
     got, want = (
-        jax.grad(lambda s, tx=tx: after(tx, s))(1.5)
+        jax.jit(jax.grad(lambda s, tx=tx: after(tx, s)))(1.5)
         for tx in (bucketed(adamw()), adamw())
     )
     np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -353,13 +353,14 @@ def test_describe_and_diagnose_see_the_leaves():
     state = bucketed(adamw()).init(params)
     assert adamx.describe(bucketed(adamw()), params, state).rows[0].learning_rate == LR
     ends = [
-        adamx.read(run(adamx.diagnose(tx, every=1), params, 2)[2]).scalars()
+        adamx.read(run(adamx.diagnose(tx, every=1), params, 2, jax.jit)[2]).scalars()
         for tx in (adamw(), bucketed(adamw()))
     ]
     assert ends[0].keys() == ends[1].keys()
     np.testing.assert_allclose(*(list(x.values()) for x in ends), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_else_reads_moments():
     params = make_params()
     del params["blocks"]["layer_6"]  # sharpness takes no empty leaf
@@ -436,28 +437,28 @@ def test_what_is_divided_stays_by_itself_or_is_an_error():
         assert [x.shape for x in state.inner_state[0].mu.arrays] == [(4, 2), (7,)]
 
 
+@pytest.mark.parametrize("zero1", some([None, "data"], "data"))
 @as_users
-def test_values_on_several_devices_are_those_of_one():
+def test_values_on_several_devices_are_those_of_one(zero1):
     params = many()
     specs = {k: P() for k in params} | {"l00": P(None, "model"), "large": P("data")}
     places = {k: NamedSharding(mesh(), spec) for k, spec in specs.items()}
     tx = adamx.bucketed(adamw(), max_size=SMALL, shardings=specs)
     want = compiled(tx, params)
-    for zero1 in (None, "data"):
-        own = state_shardings(tx, params, places, zero1=zero1)
-        carry = jax.device_put(
-            jax.tree.map(jnp.copy, (params, tx.init(params))), (places, own)
-        )
+    own = state_shardings(tx, params, places, zero1=zero1)
+    carry = jax.device_put(
+        jax.tree.map(jnp.copy, (params, tx.init(params))), (places, own)
+    )
 
-        @jax.jit
-        def step(params, state, g, own=own):
-            updates, state = tx.update(g, state, params)
-            new = (adamx.apply_updates(params, updates), state)
-            return jax.lax.with_sharding_constraint(new, (places, own))
+    @jax.jit
+    def step(params, state, g):
+        updates, state = tx.update(g, state, params)
+        new = (adamx.apply_updates(params, updates), state)
+        return jax.lax.with_sharding_constraint(new, (places, own))
 
-        for seed in range(3):
-            carry = step(*carry, jax.device_put(random_like(params, seed), places))
-        assert_close(jax.device_get(carry), jax.device_get(want))
+    for seed in range(3):
+        carry = step(*carry, jax.device_put(random_like(params, seed), places))
+    assert_close(jax.device_get(carry), jax.device_get(want))
 
 
 # ------------------------------------------------------------------- passes in place
@@ -489,7 +490,7 @@ def test_passes_give_the_bits_of_the_bare_ones(name, tmp_path, monkeypatch):
 def test_passes_work_in_place(outer, tmp_path, monkeypatch):
     """No copy of a flat array is made, and no loop of XLA's goes over one."""
     monkeypatch.setenv("ADAMX_CACHE", str(tmp_path))
-    params = {f"l{i}": jnp.ones(600 + i) for i in range(40)}
+    params = {f"l{i}": jnp.ones(600 + i) for i in range(20)}
     tx = bucketed(NATIVE["clip, adamw"]())
     tx = adamx.guard(tx) if outer == "guard" else tx
     state = tx.init(params)

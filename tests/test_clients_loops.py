@@ -204,7 +204,8 @@ SPECIALS = {
 }
 
 
-@pytest.mark.parametrize("client", CLIENTS)
+# Quickly: one that hands its state out; FlowJAX trains in `test_wrappers_in_a_client`.
+@pytest.mark.parametrize("client", some(CLIENTS, "optimistix", "blackjax"))
 def test_a_client_trains_as_with_optax(client):
     """Clipped AdamW with a schedule; Optax's arithmetic is the less exact."""
     ours = adamx.schedules.warmup_cosine(2 * RATE, STEPS, warmup=10)

@@ -49,7 +49,6 @@ def present(scales):
         itertools.product(LAYOUTS, [None, 5]),
         *[(layout, None) for layout in LAYOUTS],
         ("rank1", 5),
-        ("row", 5),
     ),
 )
 def test_scales_are_the_largest_of_their_groups(layout, block):
@@ -108,8 +107,13 @@ def test_unknown_layouts_and_codes_raise():
         _codes._power(jnp.bfloat16)
 
 
-@pytest.mark.parametrize("is_signed", [True, False], ids=["mean", "square"])
-@pytest.mark.parametrize("label", NEAREST)
+@pytest.mark.parametrize(
+    ("label", "is_signed"),
+    some(
+        itertools.product(NEAREST, [True, False]),
+        *[("int8", True), ("int8", False), ("int4", True), ("e4m3", False)],
+    ),
+)
 def test_codes_are_the_nearest(label, is_signed):
     for layout, shape in (("rank1", (33, 40)), ("block", (600,)), ("row", (3, 20, 24))):
         x = numbers(shape, 1, is_signed)
@@ -252,9 +256,9 @@ def test_decode_reads_every_encoded_moment_of_a_tree():
     params = {"w": jnp.ones((9, 8)), "none": None}
     tx = adamx.adamw(1e-3, mu_dtype=make("int8"), nu_dtype=make("bfloat16"))
     _, state = jax.jit(tx.update)(params, tx.init(params), params)
-    got = codecs.decode((state, {"other": jnp.int8(3)}))
+    got = jax.jit(codecs.decode)((state, {"other": jnp.int8(3)}))
     adam = got[0][0]
-    chex.assert_trees_all_equal(adam.mu, codecs.decode(state[0].mu))
+    chex.assert_trees_all_equal(adam.mu, jax.jit(codecs.decode)(state[0].mu))
     assert adam.mu["w"].dtype == adam.nu["w"].dtype == jnp.float32
     np.testing.assert_allclose(adam.nu["w"], 1e-3, rtol=0.01)
     assert got[1]["other"].dtype == jnp.int8
@@ -366,10 +370,8 @@ def test_moments_and_leaves_draw_apart(label):
             assert np.mean(one != other) > 0.05
 
 
-# Quickly: codes with and without a power, and no codes.
-@pytest.mark.parametrize(
-    "label", some(STOCHASTIC, "int8-stochastic", "e4m3-stochastic", "bfloat16")
-)
+# Quickly: codes, and none.
+@pytest.mark.parametrize("label", some(STOCHASTIC, "int8-stochastic", "bfloat16"))
 def test_slow_changes_go_on_in_the_mean(label):
     """Gradients fall to a tenth, but for those that keep the scale: nu follows."""
     is_large = (np.add.outer(np.arange(64), np.arange(64)) % 8) == 0
@@ -479,7 +481,9 @@ def test_one_compilation_for_all_steps():
     assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int4", "uint4", "float8_e4m3fn"])
+@pytest.mark.parametrize(
+    "dtype", some(["int8", "uint8", "int4", "uint4", "float8_e4m3fn"], "int8", "uint4")
+)
 def test_rounding_at_random_is_right_in_the_mean_for_every_old_code(dtype):
     dtype, grid = jnp.dtype(dtype), 4096
     every = jnp.arange(2 ** (8 * dtype.itemsize), dtype=jnp.uint32)
@@ -550,7 +554,10 @@ def test_a_square_that_moves_on_is_rounded_at_random_in_8_bits_alone(dtype, is_a
         np.testing.assert_allclose(read, np.broadcast_to(below, read.shape), rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize(
+    "dtype",
+    some(["int8", "int4", "float8_e4m3fn", "float8_e5m2"], "int8", "float8_e5m2"),
+)
 def test_a_mean_leaves_0_alike_in_both_directions(dtype):
     dtype, grid, one = jnp.dtype(dtype), 4096, (jnp.ones((1, 1)),)
     if jnp.issubdtype(dtype, jnp.integer):

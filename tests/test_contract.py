@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
 from tests.compiling import AS_USERS, as_users
-from tests.helpers import TEMPORARIES, enable_x64
+from tests.helpers import TEMPORARIES, enable_x64, some
 from tests.optimizers_table import LR, NAMES, ROWS
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -129,7 +129,7 @@ def test_dtypes_shapes_and_structure_are_stable(row):
             state = new
 
 
-@by_few
+@by_these("adamw", "lion", "sparse_adam")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_steps_stay_finite(row, dtype):
     if row.is_complex or dtype != jnp.complex64:
@@ -171,7 +171,7 @@ def test_updates_have_the_wider_dtype(row, params_dtype, gradient_dtype):
         assert all(u.dtype == gradient_dtype for u in jax.tree.leaves(updates))
 
 
-@by_these("adamw", "lion", "lamb")  # of an element, with a jump, of a leaf
+@by_these("adamw", "lamb")  # of an element, of a leaf
 @as_users
 def test_eager_and_compiled_agree(row):
     params = make_params()
@@ -189,12 +189,13 @@ def test_trees_of_any_shape(row):
         assert adamx.read(state).learning_rate == pytest.approx(LR)
 
 
-def test_many_leaves():
-    params = {f"layer_{i}": jnp.full((3,), float(i)) for i in range(150)}
+@pytest.mark.parametrize("count", some([60, 150], 60))
+def test_many_leaves(count):
+    params = {f"layer_{i}": jnp.full((3,), float(i)) for i in range(count)}
     tx = optax.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(LR))
     updates, state = jax.jit(tx.update)(params, tx.init(params), params)
-    assert len(jax.tree.leaves(updates)) == 150
-    want = np.sqrt(3.0 * sum(i * i for i in range(150)))
+    assert len(jax.tree.leaves(updates)) == count
+    want = np.sqrt(3.0 * sum(i * i for i in range(count)))
     assert adamx.read(state).grad_norm == pytest.approx(want, rel=1e-6)
 
 
@@ -213,7 +214,7 @@ def test_init_under_eval_shape(row):
         assert_close(tx.init(abstract), jax.tree.map(lambda x: x, state))
 
 
-@by_row
+@by_few_rows
 def test_strict_dtype_promotion(row):
     with jax.numpy_dtype_promotion("strict"):
         for dtype in (jnp.bfloat16, jnp.float32, jnp.complex64):
@@ -233,7 +234,7 @@ def test_strict_dtype_promotion(row):
 # --------------------------------------------------------------- jit, scan and vmap
 
 
-@by_name
+@by_few
 def test_one_compilation_for_all_learning_rates(row):
     params = make_params()
     chex.clear_trace_counter()
@@ -290,7 +291,7 @@ def test_scan_equals_the_loop(row):
     assert_close(scanned, steps(tx, params), rtol=2e-6, atol=1e-7)
 
 
-@by_these("adamw", "lamb", "sparse_adam")
+@by_these("lamb", "sparse_adam")
 def test_vmap_equals_one_by_one(row):
     stacked = [make_params() for _ in range(3)]
     stacked = [random_like(p, seed) for seed, p in enumerate(stacked)]
@@ -315,20 +316,36 @@ def test_vmap_equals_one_by_one(row):
     np.testing.assert_allclose(reading.learning_rate, rates, rtol=1e-6)
 
 
+def _first_step(variant, row):
+    params = {"w": np.linspace(-2, 2, 13, dtype=np.float32)}
+    gradients = {"w": np.linspace(3, -1, 13, dtype=np.float32)}
+    tx = row.make()
+    updates, state = variant(tx.update)(gradients, tx.init(params), params)
+    want = next(iter(row.expected([gradients["w"]], params["w"])))
+    atol = 2e-7 if row.holds_params else 1e-8  # a copy is rounded like the original
+    np.testing.assert_allclose(updates["w"], want, rtol=3e-6, atol=atol)
+    chex.assert_tree_all_finite(state)
+
+
 class VariantsTest(chex.TestCase):
     """The same numbers with and without jit, with and without device placement."""
 
     @chex.variants(with_jit=True, without_jit=True, with_device=True, with_pmap=False)
-    @parameterized.named_parameters((row.id, row) for row in NAMES)
+    @parameterized.named_parameters((row.id, row) for row in FEW_ROWS)
     def test_first_step(self, row):
-        params = {"w": np.linspace(-2, 2, 13, dtype=np.float32)}
-        gradients = {"w": np.linspace(3, -1, 13, dtype=np.float32)}
-        tx = row.make()
-        updates, state = self.variant(tx.update)(gradients, tx.init(params), params)
-        want = next(iter(row.expected([gradients["w"]], params["w"])))
-        atol = 2e-7 if row.holds_params else 1e-8  # a copy is rounded like the original
-        np.testing.assert_allclose(updates["w"], want, rtol=3e-6, atol=atol)
-        chex.assert_tree_all_finite(state)
+        _first_step(self.variant, row)
+
+
+@pytest.mark.slow
+class MoreVariantsTest(chex.TestCase):
+    """The same of the other names."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, with_pmap=False)
+    @parameterized.named_parameters(
+        (row.id, row) for row in NAMES if row not in FEW_ROWS
+    )
+    def test_first_step(self, row):
+        _first_step(self.variant, row)
 
 
 def test_chexify_finds_a_value_inside_a_compiled_step():
@@ -385,7 +402,8 @@ def test_extra_arguments_are_accepted(row):
     chex.assert_trees_all_equal(got, want)
 
 
-@by_these("adamw", "sophia_g")  # without and with extra arguments
+# With extra arguments, `sophia_g`, quickly: tests/test_clients_optax.py.
+@by_these("adamw")
 def test_inside_optax_wrappers(row):
     """Masked, partition, named_chain and MultiSteps equal the bare optimizer."""
     params = {"a": jnp.arange(1.0, 5.0), "b": jnp.ones((2, 3))}
@@ -462,7 +480,7 @@ def test_schedules_move_the_learning_rate(row):
 # ------------------------------------------------------------- values that always hold
 
 
-@by_row
+@by_few_rows
 def test_zero_gradient_on_a_fresh_state_is_a_no_op(row):
     for dtype in (jnp.bfloat16, jnp.float32):
         params = make_params(dtype)
@@ -477,7 +495,7 @@ def test_zero_gradient_on_a_fresh_state_is_a_no_op(row):
             chex.assert_trees_all_equal(after, params)
 
 
-@by_name
+@by_these("sgd", "adamw", "adamax", "adopt", "lamb", "sparse_adam", "sophia_g")
 def test_eps_zero_never_divides_zero_by_zero(row):
     zeros = {name: 0.0 for name in ("eps", "weight_decay") if name in row.arguments}
     tx, params = row.make(**zeros), jnp.ones(3)
@@ -503,7 +521,7 @@ def test_count_saturates(row):
     assert adamx.read(state).count == limit
 
 
-@by_name
+@by_these("sgd", "adamw", "lion", "lamb", "adam_mini")  # of an element, of a leaf
 def test_nan_stays_in_its_element(row):
     params = {"a": jnp.ones(4), "b": jnp.ones(2)}
     gradients = {"a": jnp.array([1.0, jnp.nan, 1.0, 1.0]), "b": jnp.ones(2)}
@@ -533,9 +551,12 @@ NO_SQUARE = {"sgd", "momentum", "adamax", "lion", "sophia_h", "sophia_g"}
 NO_SQUARE |= {"adabound", "amsbound"}  # their step has a lower bound
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in NAMES if row.name not in NO_SQUARE], ids=lambda row: row.id
-)
+SQUARE_ROWS = [row for row in NAMES if row.name not in NO_SQUARE]
+# Quickly: of plain averages, a largest one, centred, looked up by rows, divided before.
+SQUARES = ("adamw", "amsgrad", "rmsprop", "sparse_adam", "adopt", "lamb")
+
+
+@by_these(*SQUARES, rows=SQUARE_ROWS)
 def test_a_square_that_overflows_stops_its_element_for_good(row):
     zeros = {name: 0.0 for name in ("weight_decay",) if name in row.arguments}
     # Momentum would go on, and a centred square is not what divides.
@@ -612,7 +633,10 @@ def test_a_nan_in_one_part_of_a_complex_number_leaves_the_other():
 # ------------------------------------------------------------ donation and sharding
 
 
-@by_name
+# A sum, moments, a jump, a leaf's norm, rows, held parameters, what needs most memory.
+@by_these(
+    "sgd", "adamw", "lion", "lamb", "sparse_adam", "schedule_free_adamw", "sophia_g"
+)
 def test_donated_buffers_are_reused_without_temporaries(row):
     params = {"a": jnp.ones((256, 256)), "b": jnp.ones((256,))}
     tx = optax.chain(adamx.clip_by_global_norm(1.0), row.make())
@@ -659,7 +683,8 @@ def test_no_two_leaves_of_a_state_share_a_buffer(row):
     assert not rate.is_deleted()
 
 
-@by_these("adamw", "lamb", "sparse_adam", rows=ROWS)
+# Of a leaf's norm: tests/test_sharding_steps.py.
+@by_these("adamw", "sparse_adam", rows=ROWS)
 @as_users
 def test_eight_devices_equal_one(row):
     mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -688,6 +713,7 @@ def _steps_on(tx, params, place):
     return params, state
 
 
+@pytest.mark.slow  # quickly: tests/test_sharding_norms.py, tests/test_sharding_steps.py
 @as_users
 def test_eight_devices_equal_one_with_clipping():
     mesh = Mesh(np.array(jax.devices()), ("data",))

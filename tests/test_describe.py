@@ -331,7 +331,12 @@ BEHAVIOURS = {
 }  # fmt: skip
 
 
-SLOW = {"optax.lion", "schedule-free", "cautious", "optax.masked", "MultiSteps"}
+SLOW = {
+    *("optax.lion", "schedule-free", "cautious", "optax.masked", "MultiSteps"),
+    *("adam", "adamw, no decay", "lamb, no decay", "schedule-free, no decay"),
+    *("loss_scaling", "MultiSteps, too many", "optax.partition", "a drift"),
+    *("set_to_zero", "scale(0)", "decay of the small", "the big are frozen"),
+}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """diagnose: the numbers are NumPy's on the same moments, and the step is the same."""
 
+import functools
 import inspect
 import re
 
@@ -93,8 +94,16 @@ def make(**kw):
     return adamx.diagnose(adamx.adamw(RATE, b2=B2, eps=EPS), **{"every": 3} | kw)
 
 
+@functools.cache
+def compiled(**kw):
+    """What `make` makes, and its update, compiled once for all tests."""
+    tx = make(**kw)
+    return tx, jax.jit(chex.assert_max_traces(tx.update, n=1))
+
+
 def test_every_number_is_numpys_and_the_step_is_the_same():
-    p, g, u, state = run(make(), 6)
+    tx, update = compiled()
+    p, g, u, state = run(tx, 6, step=update)
     found = adamx.read(state).diagnostics
     assert found.count == 6
     assert list(found.layers) == ["a/bias", "a/kernel", "b", "empty"]
@@ -120,8 +129,7 @@ def test_every_number_is_described():
 
 
 def test_it_is_measured_at_multiples_of_every_and_v_change_follows():
-    medians, tx = {}, make()
-    update = jax.jit(tx.update)
+    medians, (tx, update) = {}, compiled()
     for steps in range(1, 8):
         *_, state = run(tx, steps, step=update)
         found = adamx.read(state).diagnostics
@@ -333,9 +341,9 @@ FAMILY = {
 }
 
 
-# Quickly: a mean of many elements, of rows, an average, a wrapper, and a stage.
-# Codes are read by `test_int8_moments_are_read_as_decoded`.
-QUICK = ("adam_mini", "sparse_adam", "schedule_free", "guard", "stages")
+# Quickly: a mean of many elements, an average, and a stage. Codes are read by
+# `test_int8_moments_are_read_as_decoded`, a guard by `test_nan_and_inf_are_counted...`.
+QUICK = ("adam_mini", "schedule_free", "stages")
 
 
 @pytest.mark.parametrize("name", some(FAMILY, *QUICK))
@@ -422,32 +430,32 @@ def test_int8_moments_are_read_as_decoded():
 
 
 def test_fused_equals_the_protocol_and_needs_no_temporaries():
-    tx = make(every=2)
+    tx, update = compiled(every=2)
     init, step = adamx.fused(tx)
     params = tree(100)
     state = init(params)
     for seed in range(4):
         params, state = jax.jit(step)(tree(seed), state, params)
-    *_, other = run(tx, 4)
+    *_, other = run(tx, 4, step=update)
     chex.assert_trees_all_close(state, other, rtol=1e-5)
 
-    large = {f"{i}": jax.ShapeDtypeStruct((2048, 2048), jnp.float32) for i in range(4)}
+    large = {f"{i}": jax.ShapeDtypeStruct((2048, 2048), jnp.float32) for i in range(2)}
 
     def donated(params, state, gradients):
         updates, state = tx.update(gradients, state, params)
         return adamx.apply_updates(params, updates), state
 
-    compiled = (
+    program = (
         jax.jit(donated, donate_argnums=(0, 1))
         .lower(large, jax.eval_shape(tx.init, large), large)
         .compile(AS_USERS)
     )
     size = sum(4 * x.size for x in jax.tree.leaves(large))
-    assert compiled.memory_analysis().temp_size_in_bytes <= TEMPORARIES * size
+    assert program.memory_analysis().temp_size_in_bytes <= TEMPORARIES * size
 
 
 def test_scan_vmap_and_one_compilation():
-    tx = make(every=2)
+    tx, update = compiled(every=2)
     params = tree(100)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *[tree(i) for i in range(4)])
 
@@ -457,7 +465,7 @@ def test_scan_vmap_and_one_compilation():
         return (adamx.apply_updates(params, updates), state), None
 
     (_, scanned), _ = jax.lax.scan(step, (params, tx.init(params)), stacked)
-    *_, looped = run(tx, 4, step=jax.jit(chex.assert_max_traces(tx.update, n=1)))
+    *_, looped = run(tx, 4, step=update)
     chex.assert_trees_all_close(scanned, looped, rtol=1e-5)
     two = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
     state = jax.vmap(tx.init)(two)

@@ -2,9 +2,12 @@
 
 import re
 
+import pytest
+
 from tests.helpers import run_quickly
 
 
+@pytest.mark.slow  # two runs of a network; docs/reading.md reads such a one
 def test_quick_run(tmp_path):
     printed = run_quickly("diagnose.py", tmp_path)
     assert "severe: head: eps dominates the denominator\n" in printed

@@ -114,17 +114,12 @@ def gradients_of(case, params, seed):
 
 # Quickly: each wrapper once by itself or in another, each way to keep 16 bits.
 QUICK = (
-    "adamw",
     "guard, spikes",
     "guard(optax)",
     "accumulate, bfloat16",
-    "accumulate(guard)",
     "loss_scaling(guard(accumulate))",
     "guard(bucketed)",
-    "split master",
     "compensated",
-    "master_weights(loss_scaling)",
-    "guard(master_weights)",
     "accumulate(master_weights)",
 )
 
@@ -155,7 +150,7 @@ def test_a_step_is_update_and_apply_updates(name):
 
 # The others are compiled in the slow run only.
 COMPILED = ("split master", "loss_scaling(guard(accumulate))")
-MORE = ("guard, spikes", "accumulate(guard)", "master_weights(guard)")
+MORE = ("guard, spikes",)
 compiled = [
     pytest.param(name, marks=[] if name in COMPILED else pytest.mark.slow)
     for name in CASES

@@ -568,6 +568,7 @@ def _value_is_loss(tx):
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
+@pytest.mark.slow  # quickly: tests/test_wrapper_pairs.py, tests/test_fused.py
 def test_inside_and_outside_of_other_wrappers():
     params = {"a": jnp.arange(1.0, 5.0), "b": jnp.ones((2, 3))}
     gradients = random_like(params, 3)

@@ -9,6 +9,7 @@ import pytest
 import adamx
 from adamx.interop import migrate, to_flat
 from tests import wrapper_pairs as wp
+from tests.helpers import some
 from tests.test_migrate import ADAMW, PARAMS, RATE, begin, run
 
 # Name: Optax's, ours, and the tolerance of a parameter after 20 more steps.
@@ -155,7 +156,14 @@ OPTAX = {
 }
 
 
-@pytest.mark.parametrize("name", OPTAX)
+# Quickly: a flat state, a traced b, wrappers, groups, and one of each further form.
+QUICK = (
+    *("adamw", "traced b", "inject", "multi_steps", "b by group", "inject by group"),
+    *("masked", "amsgrad", "nadam", "lion", "centered"),
+)
+
+
+@pytest.mark.parametrize("name", some(OPTAX, *QUICK))
 def test_an_optax_run_goes_on(name):
     theirs, ours, tolerance = OPTAX[name]
     is_flat = name in ("adamw", "multi_steps")

@@ -111,7 +111,7 @@ RUNS = [
         pytest.param(
             *row,
             id=label,
-            marks=pytest.mark.slow if label in ("replicated", "guarded") else [],
+            marks=pytest.mark.slow if label not in ("int8", "masters") else [],
         )
         for label, *row in RUNS
     ],

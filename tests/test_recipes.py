@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import adamx
 from adamx import __main__, catalogue, recipes, schedules
 from tests.compiling import as_users
+from tests.helpers import some
 
 TOTAL = 40
 MASK = adamx.decay_mask()
@@ -153,7 +154,10 @@ def program(tx, params):
 # ------------------------------------------------------------------- the numbers
 
 
-@by_case
+# Quickly, those that have least in common.
+@pytest.mark.parametrize(
+    "label", some(CASES, "finetune_transformer", "pretrain_llm", "rl", *FEW[1:])
+)
 def test_it_is_the_chain_of_its_numbers(label):
     (got, _), (want, _) = runs(label)
     chex.assert_trees_all_equal(got, want)

@@ -139,7 +139,14 @@ def test_value_is_the_float64_reference(row):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * PEAK)
 
 
-@pytest.mark.parametrize(("name", "args", "kwargs"), ROWS[1::3])
+# Quickly, of each third row, every third.
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs"),
+    [
+        pytest.param(*row.values, id=row.id, marks=pytest.mark.slow if i % 3 else [])
+        for i, row in enumerate(ROWS[1::3])
+    ],
+)
 def test_value_under_x64(name, args, kwargs):
     steps = _steps(args, kwargs)
     want = getattr(reference_schedules, name)(steps, *args, **kwargs)
@@ -377,7 +384,21 @@ def test_value_is_that_of_pytorch(ours, theirs, steps):
 KINDS = (np.int64, np.int32, np.uint64, np.float64, jnp.int32, jnp.uint32)
 
 
-@pytest.mark.parametrize(("name", "args", "kwargs"), ONE_OF_EACH)
+FEW = ("cosine_restarts", "step_decay", "warmup_cosine", "constant")
+
+
+# Quickly: one with restarts, of steps, with an end, and a constant.
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs"),
+    [
+        pytest.param(
+            *row.values,
+            id=row.id,
+            marks=[] if row.values[0] in FEW else pytest.mark.slow,
+        )
+        for row in ONE_OF_EACH
+    ],
+)
 def test_every_kind_of_step_gives_the_same_rate(name, args, kwargs):
     schedule = _make(name, args, kwargs)
     steps = [0, 57, 100, 1000]

@@ -63,7 +63,8 @@ def run(txs, mesh=None, spec=None, zero1=None):
 
 
 ROWS = [
-    ("means", MEANS, P("data", "model"), None),
+    ("means", {k: MEANS[k] for k in ("rank1", "block")}, P("data", "model"), None),
+    pytest.param("means", MEANS, P("data", "model"), None, marks=pytest.mark.slow),
     pytest.param("both", BOTH, P(("data", "model")), None, marks=pytest.mark.slow),
     pytest.param("both", BOTH, P(None, "model"), "data", marks=pytest.mark.slow),
 ]
@@ -83,7 +84,7 @@ def test_large_leaves_on_explicit_axes(label, txs, spec, zero1):
 
 # (shape, spec, layout) where a slice of an axis, or a block, is in no whole pieces.
 ODD = [
-    ((24, 16), P("data", "model"), "rank1"),
+    pytest.param((24, 16), P("data", "model"), "rank1", marks=pytest.mark.slow),
     pytest.param((28, 36), P("model", "data"), "tensor", marks=pytest.mark.slow),
     ((8, 600), P(None, "model"), "block"),  # 3 blocks on 2 devices
 ]

@@ -88,7 +88,12 @@ def test_pmap():
 # (label, transformation, a number of its state that a sum over the arrays makes)
 SPANS = [
     ("lamb", lambda: adamx.lamb(1e-2), "trust_ratio_mean"),
-    ("update rms", lambda: adamx.clip_by_update_rms(0.1), "update_rms"),
+    pytest.param(
+        "update rms",
+        lambda: adamx.clip_by_update_rms(0.1),
+        "update_rms",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(
         "diagnose",
         lambda: adamx.diagnose(adamx.adamw(0.1), every=1),

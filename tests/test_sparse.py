@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import adamx
 from tests import reference_sparse as reference
 from tests.compiling import as_users
-from tests.helpers import enable_x64, run_updates
+from tests.helpers import enable_x64, run_updates, some
 
 LR = 1e-2
 OFF = {"b1": 0.83, "b2": 0.97, "eps": 1e-3}
@@ -36,8 +36,8 @@ def table(steps=60, dtype=np.float32, seed=0):
     [
         {},
         {"per_row_count": True},
-        {"rows": False},
-        {"rows": False, "per_row_count": True},
+        pytest.param({"rows": False}, marks=pytest.mark.slow),
+        pytest.param({"rows": False, "per_row_count": True}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -50,7 +50,7 @@ def test_against_float64(kwargs, dtype):
         np.testing.assert_allclose(got, want, rtol=3e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("per_row_count", [False, True])
+@pytest.mark.parametrize("per_row_count", some([False, True], True))
 def test_in_double_precision(per_row_count):
     gradients = table(steps=1000, dtype=np.float64)
     params = np.zeros(SHAPE)
@@ -188,7 +188,7 @@ def test_a_nan_is_a_gradient_and_stays_in_its_element():
     np.testing.assert_array_equal(np.isnan(state[0].mu), bad)
 
 
-@pytest.mark.parametrize("per_row_count", [False, True])
+@pytest.mark.parametrize("per_row_count", some([False, True], True))
 @as_users
 def test_eight_devices_equal_one(per_row_count):
     """Also where the axis is shared over which `touched` is decided."""

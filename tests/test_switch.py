@@ -9,6 +9,7 @@ import pytest
 import adamx
 from tests import reference_switch
 from tests.compiling import as_users
+from tests.helpers import some
 
 B = {"b1": 0.8, "b2": 0.9}
 
@@ -43,7 +44,7 @@ def expected(gradients, params=None, lr=1e-4, **kwargs):
     return np.stack(list(wants)), record
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", some(range(5), 0, 3))
 def test_it_switches_in_the_step_of_the_reference_at_the_papers_tolerance(seed):
     gradients = settling(250, seed=seed)
     updates, _, states = run(adamx.swats(1e-4, **B), gradients)
@@ -160,7 +161,9 @@ def test_every_seed_switches_in_its_own_step():
     np.testing.assert_array_equal(reading.switch_step, wants)
 
 
-@pytest.mark.parametrize("shape", [(4_000_000,), (2000, 2000), (64, 8)])
+@pytest.mark.parametrize(
+    "shape", some([((4_000_000,),), ((2000, 2000),), ((64, 8),)], ((2000, 2000),))
+)
 def test_the_estimate_within_1e_5_of_float64(shape):
     rng = np.random.default_rng(0)
     scales = 10.0 ** rng.uniform(-4, 2, shape)

@@ -23,8 +23,8 @@ from adamx.interop import (
     torch_optimizer,
 )
 from tests import torch_runs
-from tests.helpers import run_quickly
-from tests.test_from_torch_runs import LABELS, placed, run, unplaced
+from tests.helpers import run_quickly, some
+from tests.test_from_torch_runs import placed, run, unplaced
 from tests.torch_runs import BEFORE, NAME_MAP, NAMES, RATES
 
 torch = pytest.importorskip("torch", reason="pip install 'adamx[torch]'")
@@ -46,7 +46,11 @@ def test_stored_runs_are_those_of_the_installed_torch():
             np.testing.assert_allclose(x, stored[name], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("label", LABELS)
+# Quickly: decoupled and not, a largest square, a sum, rows.
+@pytest.mark.parametrize(
+    "label",
+    some(torch_runs.CASES, "adamw", "adam amsgrad", "sgd nesterov", "sparse adam"),
+)
 def test_each_of_a_hundred_steps_there_and_back(label):
     """Here from torch's tensors; then a new optimizer there from ours."""
     needs_lion(label)
@@ -131,6 +135,7 @@ def test_a_file_with_code_in_it_is_refused(tmp_path):
         load_torch(path)
 
 
+@pytest.mark.slow
 def test_example(tmp_path):
     printed = run_quickly("from_torch.py", tmp_path)
     assert "adamx.groups(" in printed

@@ -5,7 +5,7 @@ import pytest
 
 import adamx
 from tests import torch_golden
-from tests.helpers import enable_x64, run_updates
+from tests.helpers import enable_x64, run_updates, some
 
 GOLDEN = np.load(torch_golden.PATH)
 
@@ -27,7 +27,11 @@ def test_equal_in_double_precision(label):
     np.testing.assert_allclose(ours, GOLDEN[label], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("label", torch_golden.CASES)
+# Quickly: a sum, a mean of squares, its largest, rectified; the others in double only.
+@pytest.mark.parametrize(
+    "label",
+    some(torch_golden.CASES, "sgd nesterov", "adamw off", "amsgrad", "radam off"),
+)
 def test_close_in_single_precision(label):
     _, _, name, kwargs = torch_golden.CASES[label]
     ours = _ours(label, name, kwargs, np.float32)
