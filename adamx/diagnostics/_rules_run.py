@@ -47,7 +47,8 @@ GAP_RECORDS = 10
 PLATEAU_RECORDS = 10
 PLATEAU_SHARE = 0.25
 PLATEAU_FALL = 0.01
-PLATEAU_NOISY_FALL = 0.1
+PLATEAU_NOISE = 1.5
+PLATEAU_NOISY_FALL = 0.2
 STUCK = 0.02
 STUCK_STEPS = 200
 STUCK_NOISE = 2.0
@@ -257,10 +258,10 @@ def plateau(run: Run) -> Sequence[Sign]:
     """In a quarter of the run the validation loss fell by no more than it fluctuates.
 
     The last quarter of the steps, 10 records and more. The fall is from the median of
-    the eighth before it to that of its later half; the fluctuation is the usual
-    difference from one record to the next in it, 1.48 times the median of |difference|
-    (for Gaussian noise its standard deviation). Not where the training loss falls by
-    10% meanwhile (or, where it is not recorded, the validation loss): that is a fall,
+    the eighth before it to that of its later half, less than 1.5 times the usual
+    difference from one record to the next: 1.48 times the median of |difference| (for
+    Gaussian noise its standard deviation). Not where the training loss falls by 20%
+    meanwhile (or, where it is not recorded, the validation loss): that is a fall,
     however noisy. A fall of less than 1% is none either, of the loss itself and of all
     that was won before. Not where the rate is below a tenth of its highest: there is
     nothing left to decay.
@@ -371,8 +372,8 @@ def _flat(run: Run, name: str) -> dict[str, float] | None:
             numbers["from one to the next"] = noise
         witness = [around(run, steps[among]) for among in (is_before, is_now)]
         then, since = witness if np.isfinite(witness).all() else (before, now)
-        if noise > limit and then - since < PLATEAU_NOISY_FALL * abs(then):
-            limit = noise
+        if then - since < PLATEAU_NOISY_FALL * abs(then):
+            limit = max(limit, np.nan_to_num(PLATEAU_NOISE * noise))
     if won <= limit or before - now >= limit:
         return None
     return {**numbers, **span(steps[is_last], "records")}
