@@ -93,7 +93,8 @@ class Relations(Printed):
         if self.note:
             yield Text(f"{self.metric}: {self.note}")
             return
-        table = Table(title=f"Layers and the later change of {self.metric}", box=None)
+        title = f"Layers and the later change of {self.metric}"
+        table = Table(title=Text(title, "table.title"), box=None)
         table.add_column("layer", overflow="fold")
         table.add_column("number", no_wrap=True)
         for name in ("pairs", "rank corr.", "without drift", "moves with it"):
