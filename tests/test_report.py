@@ -299,6 +299,44 @@ def test_odd_histories_are_drawn(tmp_path, name, loss, recwarn, capsys):
     assert not re.search(r'd="[^"]*(nan|inf)', text)
 
 
+LARGE, SMALL = 1.797e308, 5e-324
+EXTREME = {
+    "large": [1.0, 1e308],
+    "small": [SMALL, 0.0],
+    "all large": [LARGE] * 60,
+    "all small": [SMALL] * 60,
+    "both ends": [SMALL, LARGE] * 30,
+    "both signs": [LARGE, -LARGE] * 30,
+    "growing": np.geomspace(1e-300, 1e300, 60).tolist(),
+    "not finite, and large": [INF, 1e308, NAN],
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", EXTREME)
+def test_numbers_at_the_ends_of_their_range_are_drawn(tmp_path, name, capsys):
+    """What is finite has a place; sums and ratios of it need not be finite."""
+    alone, history = adamx.History(), adamx.History()
+    for k, value in enumerate(EXTREME[name], 1):
+        layers = dict.fromkeys("ab", dict.fromkeys(NUMBERS, abs(value)))
+        reading = Reading(
+            count=100 * k,
+            learning_rate=abs(value),
+            grad_norm=abs(value),
+            diagnostics=Diagnostics(100 * k, layers),
+        )
+        history.append(reading, loss=value, val_loss=value)
+        alone.append(Reading(), loss=value, step=2**63 - 1)
+    for one in (alone, history):
+        _, text = page_of(tmp_path, one)
+        assert re.search(r'class="one" d="M|<path class="[a-z]+" d="M', text)
+        assert not re.search(r'(d|data-x|data-y)="[^"]*(nan|inf)', text)
+        adamx.print_report(one, width=80)
+        out = capsys.readouterr().out
+        assert "▁" in out or "█" in out or "▄" in out or "▅" in out
+    history.relate(min_pairs=5)
+
+
 def test_broken_lines_are_named_on_the_page(tmp_path):
     path = tmp_path / "run.jsonl"
     adamx.History(path).append(Reading(count=1))
