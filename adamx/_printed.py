@@ -11,7 +11,9 @@ from rich.console import Console
 def as_text(renderable: Any, width: int | None = None) -> str:
     """What rich shows, without colours; `width` None: as wide as the terminal."""
     width = width or shutil.get_terminal_size((100, 24)).columns
-    console = Console(file=io.StringIO(), width=width, color_system=None)
+    # What a user named is text: [x] is no style, and :x: no picture.
+    plain: Any = {"color_system": None, "markup": False, "emoji": False}
+    console = Console(file=io.StringIO(), width=width, **plain)
     with console.capture() as captured:
         console.print(renderable, crop=False)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -130,8 +130,9 @@ def one_run(n, every=10, **metrics):
         values = {name: function(k) for name, function in metrics.items()}
         skipped = values.pop("skipped", None)
         norm = values.pop("grad_norm", None)
+        rate = values.pop("learning_rate", None)
         count = every * k - (skipped or 0)
-        reading = Reading(count=count, grad_norm=norm, skipped=skipped)
+        reading = Reading(count, rate, norm, skipped=skipped)
         found.append(reading, **values)
     return found
 

@@ -141,6 +141,39 @@ BROKEN = {
     "text in a layer": (
         '{"count":2,"diagnostics":{"count":2,"numbers":["a"],"layers":{"w":["x"]}}}'
     ),
+    "an endless count of diagnostics": (
+        '{"count":2,"diagnostics":{"count":1e999,"numbers":["a"],"layers":{"w":[1]}}}'
+    ),
+    "half a count of diagnostics": (
+        '{"count":2,"diagnostics":{"count":1.5,"numbers":["a"],"layers":{"w":[1]}}}'
+    ),
+    "no count of diagnostics": (
+        '{"count":2,"diagnostics":{"count":null,"numbers":["a"],"layers":{"w":[1]}}}'
+    ),
+    "diagnostics before the start": (
+        '{"count":2,"diagnostics":{"count":-2,"numbers":["a"],"layers":{"w":[1]}}}'
+    ),
+    "numbers of text": (
+        '{"count":2,"diagnostics":{"count":2,"numbers":"a","layers":{"w":[1]}}}'
+    ),
+    "a huge number in a layer": (
+        '{"count":2,"diagnostics":{"count":2,"numbers":["a"],"layers":{"w":[%s]}}}'
+        % ("9" * 400)
+    ),
+    "a huge loss": '{"count":2,"metrics":{"loss":%s}}' % ("9" * 400),
+    "a huge count": '{"count":%s,"metrics":{"loss":2}}' % ("9" * 400),
+    "a count that is no int64": f'{{"count":{2**63}}}',
+    "a sum that is no int64": f'{{"count":{2**63 - 1},"unseen":1}}',
+    "a nested loss": '{"count":2,"metrics":{"loss":{"a":1}}}',
+    "a nested group": '{"count":2,"learning_rate":{"a":{"b":1}}}',
+    "a nested group of more": '{"count":2,"more":{"x":{"a":{"b":1}}}}',
+    "a count by group": '{"count":{"a":2}}',
+    "a negative count": '{"count":-5,"metrics":{"loss":2}}',
+    "a negative step": '{"count":2,"step":-1}',
+    "a step that is a flag": '{"count":2,"step":true,"metrics":{"loss":2}}',
+    "unseen that is a flag": '{"count":2,"unseen":false}',
+    "negative unseen": '{"count":2,"unseen":-9,"metrics":{"loss":2}}',
+    "negative skipped": '{"count":2,"skipped":{"a":-9},"metrics":{"loss":2}}',
     "no text": b"\xff\xfe\x00\x01",
     "zeros, after a loss of power": b"\x00" * 40,
     "deep": "[" * 100_000,
@@ -278,7 +311,7 @@ def test_the_command_names_broken_lines(saved, capsys):
     assert "run.html" in out
 
 
-@pytest.mark.parametrize("step", [-1, 1.5, "3", jnp.ones(2)])
+@pytest.mark.parametrize("step", [-1, 1.5, "3", jnp.ones(2), 2**63])
 def test_steps(step, tmp_path):
     history = adamx.History(tmp_path / "run.jsonl")
     kinds = (ValueError, TypeError)

@@ -209,6 +209,34 @@ def test_noise_and_slow_changes_have_no_period(n):
     assert ("unshuffled", None) in named(adamx.health(few)) or n == 110
 
 
+def triangle(k, period=12):
+    return 0.001 + abs(k % period - period / 2) / period
+
+
+RATES = {  # (the rate, whether it goes up and down)
+    "not recorded": (lambda k: None, False),
+    "constant": (lambda k: 0.1, False),
+    "a warmup and a decay": (lambda k: 0.1 * min(k / 30, 1.3 - k / 300), False),
+    "rounded": (lambda k: 0.1 * (1 + 1e-7 * (k % 2)), False),
+    "a decay": (lambda k: 0.1 / k, False),
+    "triangles": (triangle, True),
+    "of one group": (lambda k: {"a": 0.1, "b": triangle(k)}, True),
+    "restarts that get lower": (lambda k: 0.99**k * (12 - k % 12), True),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_a_loss_that_goes_with_the_rate_is_no_order_of_batches(name):
+    rate, is_cyclic = RATES[name]
+    if name == "not recorded":
+        run = one_run(250, 5, loss=in_blocks(6, 3.0))
+    else:
+        run = one_run(250, 5, loss=in_blocks(6, 3.0), learning_rate=rate)
+    found = adamx.health(run)
+    assert (("unshuffled", None) in named(found)) == (not is_cyclic)
+    assert any("order of the batches" in x for x in found.not_judged) == is_cyclic
+
+
 def test_what_was_not_measured_is_no_evidence():
     found = adamx.History()
     for step in range(1, 9):

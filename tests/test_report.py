@@ -2,6 +2,7 @@
 
 import base64
 import html.parser
+import io
 import itertools
 import re
 import struct
@@ -10,6 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import adamx
 from adamx import __main__ as command
@@ -297,6 +299,44 @@ def test_odd_histories_are_drawn(tmp_path, name, loss, recwarn, capsys):
     assert not re.search(r'd="[^"]*(nan|inf)', text)
 
 
+LARGE, SMALL = 1.797e308, 5e-324
+EXTREME = {
+    "large": [1.0, 1e308],
+    "small": [SMALL, 0.0],
+    "all large": [LARGE] * 60,
+    "all small": [SMALL] * 60,
+    "both ends": [SMALL, LARGE] * 30,
+    "both signs": [LARGE, -LARGE] * 30,
+    "growing": np.geomspace(1e-300, 1e300, 60).tolist(),
+    "not finite, and large": [INF, 1e308, NAN],
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", EXTREME)
+def test_numbers_at_the_ends_of_their_range_are_drawn(tmp_path, name, capsys):
+    """What is finite has a place; sums and ratios of it need not be finite."""
+    alone, history = adamx.History(), adamx.History()
+    for k, value in enumerate(EXTREME[name], 1):
+        layers = dict.fromkeys("ab", dict.fromkeys(NUMBERS, abs(value)))
+        reading = Reading(
+            count=100 * k,
+            learning_rate=abs(value),
+            grad_norm=abs(value),
+            diagnostics=Diagnostics(100 * k, layers),
+        )
+        history.append(reading, loss=value, val_loss=value)
+        alone.append(Reading(), loss=value, step=2**63 - 1)
+    for one in (alone, history):
+        _, text = page_of(tmp_path, one)
+        assert re.search(r'class="one" d="M|<path class="[a-z]+" d="M', text)
+        assert not re.search(r'(d|data-x|data-y)="[^"]*(nan|inf)', text)
+        adamx.print_report(one, width=80)
+        out = capsys.readouterr().out
+        assert "▁" in out or "█" in out or "▄" in out or "▅" in out
+    history.relate(min_pairs=5)
+
+
 def test_broken_lines_are_named_on_the_page(tmp_path):
     path = tmp_path / "run.jsonl"
     adamx.History(path).append(Reading(count=1))
@@ -448,6 +488,35 @@ def test_the_terminal_report(capsys, width):
     hidden = int(re.search(r"\((\d+) more\)", text)[1])
     assert hidden in (9, 10)
     assert "block_2/kernel" in text
+
+
+# What rich would read as an end, as a style, as an escape and as a picture.
+MARKUP = [r"[/.]bias$", "[a-z]+/kernel", "[red]w\\", ":x:"]
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_names_that_look_like_markup_stay_text(capsys, name):
+    """A group is named by its regular expression."""
+    history = adamx.History()
+    for k in range(1, 30):
+        numbers = {"r/p50": 1e-3 * (k % 5 + 1), name: 1.0}
+        layers = {f"{name}/{i}": numbers for i in range(2)}
+        diagnostics = Diagnostics(100 * k, layers)
+        rates = {name: 0.1, "b": 0.2}
+        reading = Reading(100 * k, learning_rate=rates, diagnostics=diagnostics)
+        history.append(reading, loss=1.0, val_loss=float(k % 3), **{name: float(k % 3)})
+    named = finding(layer=name, symptom=name, evidence={name: name}, severity=name)
+    adamx.print_report(history, findings=[named], width=120)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(f"learning_rate/{name} ") for line in lines)
+    assert f"Layers, last values; in {name}/" in map(str.strip, lines)
+    assert f"{name} {name}" in map(str.strip, lines)
+    relation = history.relate(name, numbers=[name, "r/p50"])
+    terminal = Console(width=120, color_system=None, file=io.StringIO())
+    terminal.print(relation)  # a user's own
+    for shown in (str(relation), terminal.file.getvalue()):
+        assert f"change of {name}" in shown
+        assert f"{name}/0" in shown
 
 
 def test_sparkline():

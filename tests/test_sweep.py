@@ -295,6 +295,72 @@ def test_the_gain_is_at_least_ten_deviations_of_a_loss():
     assert unit == pytest.approx(10.0, rel=0.05)
 
 
+UNSTABLE = {
+    "grows by 1.44 to 1.96 a step": (60, [1.1, 1.15, 1.2]),
+    "in 20 steps": (20, [1.1, 1.15, 1.2]),
+    "in 10 steps": (10, [1.1, 1.15, 1.2]),
+    "from slow to fast": (60, np.geomspace(1.02, 1.3, 8)),
+    "squares leave float32": (60, [1.25, 1.3, 1.35, 1.4]),
+    "one": (60, [1.02]),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("with_a_good_one", [False, True])
+@pytest.mark.parametrize("name", UNSTABLE)
+def test_runs_that_end_above_their_start_have_diverged(name, with_a_good_one):
+    """SGD on a parabola multiplies the distance by 1 - 2 r: all rates above 1 grow."""
+    steps, rates = UNSTABLE[name]
+    found = adamx.lr_sweep(
+        lambda p, b: jnp.sum((p - b) ** 2),
+        jnp.zeros(3),
+        jnp.ones((steps, 3)),
+        adamx.sgd,
+        [0.1, *rates] if with_a_good_one else rates,
+    )
+    assert found.diverged[-len(rates) :].all()
+    if with_a_good_one:
+        assert not found.diverged[0]
+        assert found.suggestion == pytest.approx(0.1)
+        assert found.band == pytest.approx((0.1, 0.1))
+    else:
+        assert any("every rate diverged" in note for note in found.notes)
+        with pytest.raises(ValueError, match=r"must include one that does not"):
+            _ = found.suggestion
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-30])
+def test_what_diverges_does_not_set_the_unit(scale):
+    """Seven that blew up and stay where they began, beside one that learns slowly."""
+    noise = 0.05 * np.random.default_rng(0).standard_normal((8, 200))
+    losses = 2.3 + noise
+    losses[0] -= np.linspace(0, 0.9, 200)
+    losses[1:, 20:40] += 1e4 * np.arange(1, 8)[:, None]
+    losses[:, 0] = 2.3
+    losses = np.float32(scale * losses)
+    smoothed = _curves.smooth(losses, _curves.default_weight(200))
+    got = _curves.is_diverged(losses, smoothed)
+    np.testing.assert_array_equal(got, [False] + [True] * 7)
+    unit = _curves.gain(losses, smoothed)
+    assert 0.5 * scale < unit < 1.5 * scale
+
+
+@pytest.mark.parametrize("steps", [20, 100, 1000])
+def test_noise_about_a_start_is_no_divergence(steps):
+    """Where nothing moves, however the losses are spread: one batch in a hundred may
+    be far off, and the last one too."""
+    random = np.random.default_rng(0)
+    spreads = [random.standard_normal, random.standard_exponential]
+    spreads.append(lambda size: random.standard_t(3, size))
+    for _ in range(100):
+        for spread in spreads:
+            losses = np.tile(spread(steps), (4, 1))
+            losses[:, -1] += 5.0
+            smoothed = _curves.smooth(losses, _curves.default_weight(steps))
+            assert not _curves._is_risen(losses, smoothed).any()
+
+
 # label: (rates, scores, expected suggestion, expected band)
 INF = np.inf
 CHOICES = {

@@ -15,6 +15,7 @@ import numpy as np
 NO_VALUE = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 UNITS = 1000  # of a drawing, across and down
+_LARGE, _SMALL = 1e300, 1e-290  # a scale has room above and nine decades below
 
 
 def escape(text: object) -> str:
@@ -44,6 +45,16 @@ def short(number: float) -> str:
 # ---------------------------------------------------------------------------- scales
 
 
+def drawable(values: np.ndarray) -> np.ndarray:
+    """float64, NaN where not finite; cut off where sums and ratios leave its range.
+
+    Above 1e300, and to 0 below 1e-290.
+    """
+    values = np.asarray(values, np.float64)
+    values = np.where(np.isfinite(values), np.clip(values, -_LARGE, _LARGE), np.nan)
+    return np.where(np.abs(values) < _SMALL, 0.0, values)
+
+
 @dataclasses.dataclass(frozen=True)
 class Scale:
     """Where a value stands between `low` (0) and `high` (1)."""
@@ -54,8 +65,7 @@ class Scale:
 
     def places(self, values: np.ndarray) -> np.ndarray:
         """In [0, 1], cut off there; NaN where a value is not finite."""
-        values = np.asarray(values, np.float64)
-        values = np.where(np.isfinite(values), values, np.nan)
+        values = drawable(values)
         low, high = self.low, self.high
         if self.is_log:
             values = np.log(
@@ -95,7 +105,7 @@ def scale_of(
     """A scale that holds the finite values; logarithmic where they are positive and far
     apart (`is_log=None`). A logarithmic one reaches down nine decades, no further.
     """
-    found = np.asarray(values, np.float64).ravel()
+    found = drawable(values).ravel()
     found = np.append(found[np.isfinite(found)], include)
     positive = found[found > 0]
     if is_log is None:
@@ -124,7 +134,8 @@ def time_scale(*steps: np.ndarray) -> Scale:
     if not len(every):
         return Scale(0.0, 1.0)
     low, high = float(every.min()), float(every.max())
-    return Scale(low, high) if high > low else Scale(low - 0.5, high + 0.5)
+    room = max(0.5, 1e-9 * abs(low))  # that a float of its size can tell
+    return Scale(low, high) if high > low else Scale(low - room, high + room)
 
 
 # --------------------------------------------------------------------- fewer columns
@@ -132,11 +143,12 @@ def time_scale(*steps: np.ndarray) -> Scale:
 
 def fewer(values: np.ndarray, most: int, how: str = "median") -> np.ndarray:
     """The last axis in at most `most` runs of neighbours: their median, mean, least or
-    greatest finite value, NaN where none is finite.
+    greatest finite value, NaN where none is finite. They are to be drawn: `drawable`.
     """
+    values = drawable(values)
     count = values.shape[-1]
     if count <= most:
-        return np.where(np.isfinite(values), values, np.nan)
+        return values
     edges = np.linspace(0, count, most + 1).astype(int)
     runs = [_REDUCE[how](values[..., a:b]) for a, b in itertools.pairwise(edges)]
     return np.stack(runs, axis=-1)

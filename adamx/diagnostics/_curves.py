@@ -13,6 +13,12 @@ BAND = 0.05
 _NOISES = 10.0
 # And in roundings of the first loss: the same number is not above itself.
 _ROUNDINGS = 10.0
+# Differences from loss to loss that a half must have to say how large they are.
+_HALF = 4
+# The losses at the end whose median is taken, at least.
+_LAST = 3
+# Its square is finite.
+_HUGE = 1e150
 # A neighbour further off, by this factor, says nothing about a rate.
 _REACH = 2.0
 
@@ -48,21 +54,26 @@ def gain(losses: np.ndarray, smoothed: np.ndarray) -> float:
     The start (one loss: all rates share it) minus the lowest smoothed loss at the end;
     at least ten times the noise of single losses, so that rates under which nothing
     moves are not told apart by their noise. The noise is that of the quieter rates
-    (lower quartile): the standard deviation of a loss against the next one's. At least
-    ten roundings of the start, for rates under which nothing moves at all.
+    (lower quartile): the standard deviation of a loss against the next one's. What
+    diverges does not set it: it is of the rates that were never above the start; where
+    there are none, of those that did not end there. At least ten roundings of the
+    start, for rates under which nothing moves at all.
     """
     is_whole = np.isfinite(losses).all(axis=-1)
     if not is_whole.any():
         return 0.0
-    jumps = np.std(np.diff(losses[is_whole], axis=-1), axis=-1) / np.sqrt(2.0)
-    noise = np.quantile(jumps, 0.25)
-    fall = losses[is_whole, 0].max() - smoothed[is_whole, -1].min()
-    rounding = np.finfo(losses.dtype).eps * np.abs(losses[is_whole, 0]).max()
-    return float(max(fall, _NOISES * noise, _ROUNDINGS * rounding))
+    losses, smoothed = losses[is_whole], smoothed[is_whole]
+    was_above = _is_above(smoothed.max(axis=-1), losses)
+    judged = [~was_above, ~_is_risen(losses, smoothed), np.ones(len(losses), bool)]
+    jumps = np.diff(_wide(losses[next(x for x in judged if x.any())]), axis=-1)
+    noise = np.quantile(_deviation(jumps), 0.25)
+    fall = _wide(losses[:, 0]).max() - smoothed[:, -1].min()
+    return float(max(fall, _NOISES * noise, _rounding(losses).max()))
 
 
 def is_diverged(losses: np.ndarray, smoothed: np.ndarray) -> np.ndarray:
-    """Not finite; once a `gain` above the start; at the end half one above its lowest.
+    """Not finite; at the end above the start; once a `gain` above the start; at the end
+    half one above its lowest.
 
     Whatever its end, a rate that blew up once is none to take: in 19 sweeps, each
     judged at two lengths, no such rate came within 0.17 gains of the best, and no best
@@ -73,7 +84,49 @@ def is_diverged(losses: np.ndarray, smoothed: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         rise = smoothed[:, -1] - smoothed.min(axis=-1)
         peak = smoothed.max(axis=-1) - losses[:, 0]
-        return ~is_whole | ~(rise <= 0.5 * unit) | ~(peak <= unit)
+        found = ~is_whole | ~(rise <= 0.5 * unit) | ~(peak <= unit)
+    found[is_whole] |= _is_risen(losses[is_whole], smoothed[is_whole])
+    return found
+
+
+def _is_risen(losses: np.ndarray, smoothed: np.ndarray) -> np.ndarray:
+    """Whether a run ended above its start; all losses are finite.
+
+    All runs start with the same parameters: such a one has lost what it was given. Its
+    end is the last smoothed loss, or the median of its last tenth where that is lower,
+    so that one bad batch there is no rise.
+    """
+    last = max(_LAST, losses.shape[-1] // 10)
+    median = np.median(_wide(losses[:, -last:]), axis=-1)
+    return _is_above(np.minimum(smoothed[:, -1], median), losses)
+
+
+def _is_above(levels: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """Whether a loss is above that of the start, by ten times the run's own noise.
+
+    That of the quieter half of the run, first or second, as what diverges is not quiet.
+    """
+    jumps = np.diff(_wide(losses), axis=-1)
+    half = jumps.shape[-1] // 2
+    parts = [jumps] if half < _HALF else [jumps[:, :half], jumps[:, half:]]
+    noise = np.min([_deviation(part) for part in parts], axis=0)
+    rise = levels - _wide(losses[:, 0])
+    return rise > np.maximum(_NOISES * noise, _rounding(losses))
+
+
+def _deviation(jumps: np.ndarray) -> np.ndarray:
+    """Of single losses, from the differences of one and the next."""
+    return np.std(jumps, axis=-1) / np.sqrt(2.0)
+
+
+def _rounding(losses: np.ndarray) -> np.ndarray:
+    """Ten roundings of the first loss of each run."""
+    return _ROUNDINGS * np.finfo(losses.dtype).eps * np.abs(_wide(losses[:, 0]))
+
+
+def _wide(losses: np.ndarray) -> np.ndarray:
+    """float64, cut off where squares would overflow."""
+    return np.clip(np.asarray(losses, np.float64), -_HUGE, _HUGE)
 
 
 def suggested(

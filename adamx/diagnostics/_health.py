@@ -235,6 +235,8 @@ def _not_judged(run: Run, is_single: bool = False) -> tuple[str, ...]:
             found.append(f"{text} (not recorded)")
         elif count < LOSSES:
             found.append(f"{text} ({count} records, of {LOSSES} that it takes)")
+    if _rules_data.has_cyclic_rate(run):
+        found.append("the order of the batches (the rate goes up and down, too)")
     return tuple(found)
 
 

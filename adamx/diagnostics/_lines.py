@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from adamx import _checks
-from adamx.diagnostics._record import FIELDS, Measurement, Row
+from adamx.diagnostics._record import FIELDS, MOST_STEPS, Measurement, Row
 
 # What a line says: one of them at least. A step alone says nothing.
 _KEYS = {*FIELDS, "metrics", "diagnostics"}
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+# How deep objects stand in a field; by group in the others.
+_DEPTHS = {"count": 0, "more": 2}
 
 
 def to_line(row: Row) -> bytes:
@@ -58,20 +60,26 @@ def from_line(line: bytes) -> Row:
         raise ValueError(f"expected an object, got {type(found).__name__}")
     if not _KEYS & set(found):
         raise ValueError(f"expected one of {', '.join(sorted(_KEYS))}, got none")
-    fields = {name: _decoded(found[name], name) for name in FIELDS if name in found}
-    if not isinstance(fields.get("count", 0), int):
-        raise ValueError(f"'count' must be a whole number, got {fields['count']!r}")
-    metrics = _decoded(found.get("metrics", {}), "metrics")
-    if not isinstance(metrics, dict):
-        raise ValueError(f"'metrics' must be an object, got {metrics!r}")
-    if not isinstance(fields.get("more", {}), dict):
-        raise ValueError(f"'more' must be an object, got {fields['more']!r}")
-    step, unseen = found.get("step"), found.get("unseen")
-    for name, value in (("step", step), ("unseen", unseen)):
-        if not (value is None or isinstance(value, int)):
-            raise ValueError(f"{name!r} must be a whole number, got {value!r}")
+    fields = {
+        name: _decoded(found[name], name, _DEPTHS.get(name, 1))
+        for name in FIELDS
+        if name in found
+    }
+    metrics = _decoded(found.get("metrics", {}), "metrics", 1)
+    for name, value in (("metrics", metrics), ("more", fields.get("more", {}))):
+        if not isinstance(value, dict):
+            raise ValueError(f"'{name}' must be an object, got {value!r}")
+    for name in ("count", "step", "unseen"):
+        _check_steps(found.get(name), name)
+    skipped = fields.get("skipped", 0)
+    for value in skipped.values() if isinstance(skipped, dict) else [skipped]:
+        if value < 0:
+            raise ValueError(f"'skipped' must be 0 or more, got {value!r}")
     measured = _measurement(found.get("diagnostics"))
-    return Row(fields, metrics, measured, step, unseen)
+    row = Row(fields, metrics, measured, found.get("step"), found.get("unseen"))
+    for part in (row, measured):
+        _check_steps(None if part is None else part.step, "count")
+    return row
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes, Row | str]]:
@@ -107,13 +115,28 @@ def _measurement(found: Any) -> Measurement | None:
         return None
     try:
         count, numbers, layers = found["count"], found["numbers"], found["layers"]
+        if not isinstance(numbers, list):
+            raise ValueError(f"'numbers' must be a list, got {numbers!r}")
         rows = [[_decoded(x, layer) for x in row] for layer, row in layers.items()]
         values = np.array(rows, np.float64).reshape(len(rows), len(numbers))
         names = tuple(map(str, numbers))
-        unseen = int(found.get("unseen", 0))
-        return Measurement(int(count), tuple(layers), names, values, unseen)
+        unseen = found.get("unseen", 0)
+        for name, value in (("count", count), ("unseen", unseen)):
+            _check_steps(value, name, is_needed=True)
+        return Measurement(count, tuple(layers), names, values, unseen)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"'diagnostics' cannot be read: {error}") from None
+
+
+def _check_steps(value: Any, name: str, *, is_needed: bool = False) -> None:
+    """A number of steps, as an int64 holds it."""
+    if value is None and not is_needed:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"'{name}' must be a whole number, got {value!r}")
+    if not 0 <= value <= MOST_STEPS:
+        shown = value if abs(value) < 10**30 else "a number of more than 30 digits"
+        raise ValueError(f"'{name}' must be from 0 to {MOST_STEPS}, got {shown}")
 
 
 def _encoded(value: Any) -> Any:
@@ -129,14 +152,21 @@ def _encoded(value: Any) -> Any:
     return value
 
 
-def _decoded(value: Any, name: str) -> Any:
-    """Numbers, and objects of them."""
-    if isinstance(value, dict):
-        return {key: _decoded(inner, f"{name}/{key}") for key, inner in value.items()}
+def _decoded(value: Any, name: str, depth: int = 0) -> Any:
+    """A number; at `depth` 1 an object of numbers too, at 2 one of such objects."""
+    if isinstance(value, dict) and depth:
+        return {
+            key: _decoded(inner, f"{name}/{key}", depth - 1)
+            for key, inner in value.items()
+        }
     if isinstance(value, str) and value in _NOT_FINITE:
         return float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"'{name}' must be a number, got {value!r}")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"'{name}' must be within the range of a float") from None
     return value
 
 

@@ -19,6 +19,8 @@ FIELDS = tuple(
     for field in dataclasses.fields(Reading)
     if field.name not in ("diagnostics", "unseen")
 )
+# Steps are int64.
+MOST_STEPS = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +129,13 @@ def row(
 
 def _step(given: Any) -> int | None:
     value = _metric("step", given)
-    if value is not None and (not isinstance(value, int) or value < 0):
+    if value is None:
+        return None
+    if not (isinstance(value, int) and 0 <= value <= MOST_STEPS):
         raise ValueError(
-            f"`step` must be a whole number >= 0, got {given!r}; pass the number of "
-            "the training step, or leave it out for the optimizer's own count."
+            f"`step` must be a whole number from 0 to 2**63 - 1, got {given!r}; pass "
+            "the number of the training step, or leave it out for the optimizer's own "
+            "count."
         )
     return value
 

@@ -93,7 +93,8 @@ class Relations(Printed):
         if self.note:
             yield Text(f"{self.metric}: {self.note}")
             return
-        table = Table(title=f"Layers and the later change of {self.metric}", box=None)
+        title = f"Layers and the later change of {self.metric}"
+        table = Table(title=Text(title, "table.title"), box=None)
         table.add_column("layer", overflow="fold")
         table.add_column("number", no_wrap=True)
         for name in ("pairs", "rank corr.", "without drift", "moves with it"):
@@ -144,10 +145,9 @@ def relate(
     steps, values = history.steps[is_known], column[is_known]
     last = np.append(np.diff(steps) > 0, True)[: len(steps)]  # of records of one step
     steps, values = steps[last], values[last]
-    change, times = (
-        values[ahead:] - values[:-ahead],
-        steps[: max(len(steps) - ahead, 0)],
-    )
+    # Halves, as the whole may leave the range; only ranks of it are used.
+    change = values[ahead:] / 2 - values[:-ahead] / 2
+    times = steps[: max(len(steps) - ahead, 0)]
     found = [
         (layer, number, *_correlations(x, change, times, min_pairs))
         for number in numbers
@@ -177,8 +177,9 @@ def _means(history: "History", number: str, times: np.ndarray) -> np.ndarray:
     for i in range(len(times)):
         inside = values[:, window == i]
         count = np.isfinite(inside).sum(1)
-        total = np.where(np.isfinite(inside), inside, 0.0).sum(1)
-        means[:, i] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        parts = np.where(np.isfinite(inside), inside, 0.0)
+        parts = parts / np.maximum(count, 1)[:, None]  # first: the sum may be endless
+        means[:, i] = np.where(count > 0, parts.sum(1), np.nan)
     return means
 
 

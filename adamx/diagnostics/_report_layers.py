@@ -12,6 +12,7 @@ from adamx.diagnostics._chart import (
     Series,
     band,
     chart,
+    drawable,
     drawing,
     escape,
     fewer,
@@ -98,7 +99,8 @@ def _map_scale(values: np.ndarray, kind: str) -> Scale:
         return Scale(0.0, 1.0)
     if kind == "sign":
         return Scale(-1.0, 1.0)
-    found = values[np.isfinite(values) & (values > 0)]
+    found = drawable(values)
+    found = found[found > 0]
     if kind == "ratio":  # symmetric around the rule of thumb, one to three decades
         off = np.abs(np.log10(found / TARGET_RATIO)) if len(found) else np.ones(1)
         reach = 10.0 ** float(np.clip(np.ceil(np.quantile(off, 0.98)), 1, 3))
@@ -181,7 +183,8 @@ def ratios(layers: Layers) -> str:
         return "<p>No update/parameter ratios were measured.</p>"
     values = layers.values["update_ratio"]
     x = time_scale(layers.steps)
-    low = values[np.isfinite(values) & (values > 0)]
+    low = drawable(values)
+    low = low[low > 0]
     floor = np.quantile(low, 0.001) if len(low) else TARGET_RATIO
     y = scale_of(
         np.maximum(values, floor), is_log=True, include=(TARGET_RATIO, TARGET_RATIO / 3)
@@ -248,7 +251,8 @@ def cards(
 
 def _card_scale(values: np.ndarray, include: float | None = None) -> Scale:
     """One for all cards: so that heights compare; outliers are cut off."""
-    found = values[np.isfinite(values) & (values > 0)]
+    found = drawable(values)
+    found = found[found > 0]
     if not len(found):
         return Scale(1e-4, 1.0, True)
     low, high = (float(x) for x in np.quantile(found, (0.001, 0.999)))

@@ -58,7 +58,7 @@ def print_report(
     """
     check_history(history)
     advice = _facts.find(history, findings)
-    console = Console(width=width, highlight=False)
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     for part in _parts(history, advice, console.width):
         console.print(part)
 
@@ -68,7 +68,7 @@ def _parts(
 ) -> Iterator[RenderableType]:
     table = Table.grid(padding=(0, 1))
     for name, value, remark in _facts.tiles(history):
-        table.add_row(name, Text(value, "bold"), Text(remark, "dim"))
+        table.add_row(Text(name), Text(value, "bold"), Text(remark, "dim"))
     yield table
     yield from _curves(history, width)
     yield from _findings(advice)
@@ -99,7 +99,7 @@ def _curves(history: History, width: int) -> Iterator[RenderableType]:
         values = history.column(name)[history.is_recorded(name)]
         scale = scale_of(values, is_log=False if "rate" in name else None)
         bars = sparkline(values, scale, max(10, min(60, width - 45)))
-        table.add_row(name, Text(bars), Text(_span(values), "dim"))
+        table.add_row(Text(name), Text(bars), Text(_span(values), "dim"))
     if found:
         yield ""
         yield table
@@ -150,17 +150,15 @@ def _layers(history: History, named: Sequence[str], width: int) -> Table:
     numbers += [n for n in more if n in history.numbers]
     values = {number: history.matrix(number)[1] for number in numbers}
     start = _facts.common_start(layers)
-    table = Table(
-        box=None,
-        title="Layers, last values" + (f"; in {start}" if start else ""),
-        title_justify="left",
-    )
+    title = "Layers, last values" + (f"; in {start}" if start else "")
+    table = Table(box=None, title=Text(title, "table.title"), title_justify="left")
     table.add_column("layer", overflow="fold", ratio=1, min_width=12)
     trend = 16 if is_wide and middle else 0
     if trend:
         table.add_column("trend of r", no_wrap=True)
     for number in numbers:
-        table.add_column(number.replace("update_", ""), justify="right", no_wrap=True)
+        heading = Text(number.replace("update_", ""))
+        table.add_column(heading, justify="right", no_wrap=True)
     scale = scale_of(values[middle], is_log=True) if middle else None
     last = {number: _facts.last_values(v) for number, v in values.items()}
     chosen = _chosen(layers, last.get(middle or ""), named)

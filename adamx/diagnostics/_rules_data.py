@@ -14,6 +14,7 @@ from adamx.diagnostics._evidence import (
     Sign,
     around,
     began_at,
+    columns_named,
     median,
     metric,
     running_median,
@@ -24,6 +25,7 @@ PERIODIC = 0.3
 PERIODIC_RECORDS = 400
 PERIODIC_LEAST = 100
 PERIODS = 8
+RATE_TURNS = 0.01
 FOLLOWED = 2 / 3
 FOLLOWED_LATELY = 0.9
 HALVED = 0.5
@@ -40,20 +42,15 @@ def unshuffled(run: Run) -> Sequence[Sign]:
     to an eighth of them. From them their running median over two of the longest periods
     is taken away, and what is more than 4 mean deviations off is cut. Also above its
     lowest within the period by 0.3: a slow change has no period. Independent batches
-    give 0, give or take 1 / sqrt(records), 0.06 of 300; 0.3 is five times that.
+    give 0, give or take 1 / sqrt(records), 0.06 of 300; 0.3 is five times that. Not
+    where the rate rises again after it fell, each by a hundredth of its highest: a
+    loss that goes with the rate has its period.
 
     Source: that batches must be drawn at random: Bottou, "Stochastic Gradient Descent
     Tricks" (2012), section 4.1; thresholds ours.
     """
-    steps, values = metric(run.history, "loss")
-    behind = steps >= START
-    steps, values = (
-        steps[behind][-PERIODIC_RECORDS:],
-        values[behind][-PERIODIC_RECORDS:],
-    )
-    if len(values) < PERIODIC_LEAST or not np.isfinite(values).all():
-        return []
-    if np.ptp(np.diff(steps)):
+    steps, values = _evenly_recorded(run)
+    if not len(steps) or has_cyclic_rate(run):
         return []
     longest = len(values) // PERIODS
     rest = values[longest:-longest] - running_median(values, 2 * longest + 1)
@@ -74,6 +71,40 @@ def unshuffled(run: Run) -> Sequence[Sign]:
             evidence |= {"threshold": PERIODIC} | span(steps, "records")
             return [Sign("unshuffled", None, "warning", evidence)]
     return []
+
+
+def has_cyclic_rate(run: Run) -> bool:
+    """Whether the rate goes up and down where `unshuffled` would look for a period.
+
+    A warmup before a decay does not: it has a rise and a fall.
+    """
+    steps, _ = _evenly_recorded(run)
+    if not len(steps):
+        return False
+    at = run.history.steps
+    is_inside = (at >= steps[0]) & (at <= steps[-1])
+    for name in columns_named(run.history, "learning_rate"):
+        rate = run.history.column(name)[is_inside]
+        rate = rate[np.isfinite(rate)]
+        least = RATE_TURNS * np.abs(rate).max(initial=0.0)
+        has_fallen = np.maximum.accumulate(rate) - rate > least
+        if has_fallen.any():
+            rest = rate[np.argmax(has_fallen) :]
+            if (rest - np.minimum.accumulate(rest) > least).any():
+                return True
+    return False
+
+
+def _evenly_recorded(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and training losses in which a period can be seen; else empty."""
+    steps, values = metric(run.history, "loss")
+    behind = steps >= START
+    steps = steps[behind][-PERIODIC_RECORDS:]
+    values = values[behind][-PERIODIC_RECORDS:]
+    is_enough = len(values) >= PERIODIC_LEAST and np.isfinite(values).all()
+    if not is_enough or np.ptp(np.diff(steps)):
+        return steps[:0], values[:0]
+    return steps, values
 
 
 def memorised(run: Run) -> Sequence[Sign]:

@@ -141,10 +141,14 @@ def lr_sweep(
 
     Smoothed: s_t = the mean of the losses up to t, weighted by b^(t - i). Score: the
     last s of a rate. Unit of what follows: the gain, from the first loss down to the
-    lowest score of all rates (at least ten standard deviations of a loss's noise, and
-    ten roundings of it).
-    Diverged: a loss is not finite, or an s is a whole gain above the first loss, or the
-    last s is half a gain above the lowest s of that rate. Band: the unbroken range of
+    lowest score of all rates (at least ten standard deviations of a loss's noise, that
+    of the quieter rates that were never far above the first loss, and ten roundings of
+    it).
+    Diverged: a loss is not finite; or the run ends above the first loss, with which all
+    of them began: its last s, and the median of its last tenth, by ten standard
+    deviations of the noise in the quieter half of that run; or an s is a whole gain
+    above the first loss; or the last s is half a gain above the lowest s of that rate.
+    Runs of less than 10 steps are not halved. Band: the unbroken range of
     rates about the lowest score whose scores are within 0.05 gains of it. Suggestion:
     of the band, the rate with the lowest median of its own score and its two
     neighbours' (those within a factor of 2; of two scores, the worse); of equals the

@@ -74,7 +74,7 @@ class Plan(Printed):
             ("temporaries", self.temporaries, f"of the update; {self._source}"),
         )
         for what, size, note in memory:
-            table.add_row(what, size_text(size), note)
+            table.add_row(what, size_text(size), Text(note))
         table.add_row("together", size_text(self.total), "")
         if self.state_on_host:
             table.add_row("state in host memory", size_text(self.state_on_host), "")
@@ -86,7 +86,7 @@ class Plan(Printed):
         notes = (f"computed: sum over {over}", self._source)
         for (what, count, collectives), note in zip(moved, notes, strict=True):
             kinds = _kinds(collectives)
-            table.add_row(what, size_text(round(count)), f"{note}{kinds}")
+            table.add_row(what, size_text(round(count)), Text(f"{note}{kinds}"))
         if self.name:
             yield Text(self.name)
         yield table
@@ -119,7 +119,7 @@ class PlanTable(Printed):
             sizes = [p.state, p.temporaries, p.total]
             sizes += [p.state_on_host] if has_host else []
             sizes += [round(p.gradient_bytes), round(p.update_bytes)]
-            table.add_row(p.name, *map(size_text, sizes))
+            table.add_row(Text(p.name), *map(size_text, sizes))
         yield table
         first = self.plans[0]  # alike in all of them
         own, grads = map(size_text, (first.parameters, first.gradients))
