@@ -191,12 +191,12 @@ ILLNESSES = {
         where="all",
     ),
     "plateau": Illness(
-        "a rate too large to go deeper, for 3,000 steps without decay, times",
+        "a rate too large to go deeper, for 2,000 steps without decay, times",
         (0.75, 1, 1.5),
         lambda s: {"too_fast": s},
         ("plateau",),
         where="all",
-        phases=6,
+        phases=4,
         decays=True,
     ),
     "settled": Illness(

@@ -37,14 +37,15 @@ from adamx.diagnostics._advice import WORDS
 EVERY = 10
 PHASE = 500
 SEEDS = 5
-MOST_PHASES = 6  # what lasts longer is run where it is asked for
+MOST_PHASES = 4  # what lasts longer is run where it is asked for
 KIND = {words.symptom: kind for kind, words in WORDS.items()}
 ABOUT = """# What health finds
 
 Printed by `python benchmarks/illnesses.py --write benchmarks/ILLNESSES.md`. An illness
 is planted in a run of 500 steps; then its cause is taken away and the run goes on for
 500 (or begins again, where the parameters were lost). "Found": a finding that says what
-is wrong (of which it is the likeliest cause), in the layer where it is. "Clears": it is gone at the end. Bold in the second
+is wrong (of which it is the likeliest cause), in the layer where it is. "Clears": it is
+gone at the end. Bold in the second
 table: the kinds that say what is wrong. "Harm": how much higher than in five sound
 runs of other seeds the validation loss is while ill, against their median; in brackets
 where one of the five is as high. Where the cure is a decay of the rate, or SGD for the

@@ -48,7 +48,7 @@ PLATEAU_RECORDS = 10
 PLATEAU_SHARE = 0.25
 PLATEAU_FALL = 0.01
 PLATEAU_NOISE = 1.5
-PLATEAU_NOISY_FALL = 0.2
+PLATEAU_NOISY_FALL = 0.1
 STUCK = 0.02
 STUCK_STEPS = 200
 STUCK_NOISE = 2.0
@@ -260,7 +260,7 @@ def plateau(run: Run) -> Sequence[Sign]:
     The last quarter of the steps, 10 records and more. The fall is from the median of
     the eighth before it to that of its later half, less than 1.5 times the usual
     difference from one record to the next: 1.48 times the median of |difference| (for
-    Gaussian noise its standard deviation). Not where the training loss falls by 20%
+    Gaussian noise its standard deviation). Not where the training loss falls by 10%
     meanwhile (or, where it is not recorded, the validation loss): that is a fall,
     however noisy. A fall of less than 1% is none either, of the loss itself and of all
     that was won before. Not where the rate is below a tenth of its highest: there is
