@@ -56,7 +56,8 @@ class DiagnoseState(NamedTuple):
             layer: {name: values[..., i, k] for k, name in shown}
             for i, layer in enumerate(self.names.layers)
         }
-        return {"diagnostics": Diagnostics(unboxed(self.measured_at), layers)}
+        at, seen = unboxed(self.measured_at), unboxed(self.count)
+        return {"diagnostics": Diagnostics(at, layers, seen=seen)}
 
     def _known(self) -> jax.Array:
         """The values, NaN before they are measured."""

@@ -1,6 +1,6 @@
 """RECORD <-> LINE: a record as one line of strict JSON.
 
-    {"count": 200, "learning_rate": 0.001, "metrics": {"loss": 0.5},
+    {"count": 200, "learning_rate": 0.001, "seen": 200, "metrics": {"loss": 0.5},
      "diagnostics": {"count": 200, "numbers": ["r/p50", "grad_norm"],
                      "layers": {"dense/kernel": [0.1, "NaN"]}}}
 
@@ -34,6 +34,8 @@ def to_line(row: Row) -> bytes:
         out["step"] = row.passed_step
     if row.unseen is not None:
         out["unseen"] = row.unseen
+    if row.seen is not None:
+        out["seen"] = row.seen
     if row.metrics:
         out["metrics"] = _encoded(row.metrics)
     if row.measured is not None:
@@ -66,12 +68,12 @@ def from_line(line: bytes) -> Row:
         raise ValueError(f"'metrics' must be an object, got {metrics!r}")
     if not isinstance(fields.get("more", {}), dict):
         raise ValueError(f"'more' must be an object, got {fields['more']!r}")
-    step, unseen = found.get("step"), found.get("unseen")
-    for name, value in (("step", step), ("unseen", unseen)):
+    whole = [found.get(name) for name in ("step", "unseen", "seen")]
+    for name, value in zip(("step", "unseen", "seen"), whole, strict=True):
         if not (value is None or isinstance(value, int)):
             raise ValueError(f"{name!r} must be a whole number, got {value!r}")
     measured = _measurement(found.get("diagnostics"))
-    return Row(fields, metrics, measured, step, unseen)
+    return Row(fields, metrics, measured, *whole)
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes, Row | str]]:
