@@ -21,6 +21,7 @@ from adamx.diagnostics._layers import (
     By,
     Names,
     check_by,
+    check_some,
     group_names,
     layers_of,
     naming,
@@ -144,7 +145,9 @@ def diagnose(
 
     Raises:
       ValueError: `every` or `samples` < 1; percentiles outside of [0, 100]; bad rules.
-        At init: no State in it has moments that can be read.
+        At init: no State in it has moments that can be read; `by` gives None for all
+        parameters; two have one path ({"a/b": ..., "a": {"b": ...}}), two layers one
+        name.
       TypeError: not a transformation, not such rules.
 
     >>> import adamx, jax.numpy as jnp
@@ -174,6 +177,8 @@ def diagnose(
         held = [(s.path, s.estimates.moments[0]) for s in sources(state)]
         groups = group_names(held) if by == "group" else {}
         layers = layers_of(params, naming(by, groups.get), pattern, samples)
+        if callable(by):
+            check_some(layers, params)
         return Probe(layers, qs)
 
     def init(params: PyTree) -> DiagnoseState:

@@ -173,10 +173,20 @@ def layers_of(
       samples: of a layer with more than `EXACT` elements.
     """
     found: dict[str, list[tuple[str, bool, tuple[int, ...]]]] = {}
-    for path, leaf in _tree.leaves_by_path(params).items():
+    keys: dict[str, Any] = {}
+    for key, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        path = _tree.path_name(key)
         name = name_of(path)
         if name is None:
             continue
+        if path in keys:
+            both = " and ".join(map(jax.tree_util.keystr, (keys[path], key)))
+            raise ValueError(
+                f"parameters must have different paths to be measured, got {both}, "
+                f"which are both '{path}'. Rename one of them, or leave them out: by="
+                "a function that gives None for this path."
+            )
+        keys[path] = key
         if not isinstance(name, str):
             raise TypeError(
                 f"`by` must name a layer for '{path}', or give None, got "
@@ -191,7 +201,38 @@ def layers_of(
             )
         found.setdefault(name, []).append((path, is_stacked, shape))
     layers = [_layer(name, members, samples) for name, members in found.items()]
-    return tuple(sorted(layers, key=lambda layer: layer.is_stacked))
+    layers.sort(key=lambda layer: layer.is_stacked)
+    names = row_names(layers)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"layers must have different names, got '{twice}' twice, of which one is a "
+            "row of a stack. Give them different names with `by`."
+        )
+    return tuple(layers)
+
+
+def row_names(layers: Sequence[Layer]) -> tuple[str, ...]:
+    """The rows of a table: 'a/b', and for stacks 'a/b/0', 'a/b/1', ..."""
+    return tuple(
+        f"{layer.name}/{i}" if layer.is_stacked else layer.name
+        for layer in layers
+        for i in range(layer.rows)
+    )
+
+
+def check_some(layers: Sequence[Layer], params: PyTree) -> None:
+    """Raises where a function `by` left out all of the parameters."""
+    leaves = _tree.leaves_by_path(params)
+    if (
+        leaves
+        and not layers
+        and all(hasattr(unboxed(x), "shape") for x in leaves.values())
+    ):
+        raise ValueError(
+            "`by` must name a layer for one parameter at least, got None for all: "
+            f"{_tree.some(list(leaves))}. Give the names of those to be measured."
+        )
 
 
 def _layer(
