@@ -1,5 +1,6 @@
 """What `adamx.diagnose` measured, as `adamx.read` has it; of several States as one."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ class Diagnostics:
     Attributes:
       count: the step at which it was measured; 0: not yet, and all numbers are NaN.
       layers: by name of the layer and of the number: `layers["dense/kernel"]["r/p50"]`.
-        What the numbers are, and in which units: see `adamx.diagnose`.
+        What the numbers are, and in which units: see `adamx.diagnose`. Where several
+        of these, in groups, name a layer alike, the group's name stands before it.
       unseen: steps that a guard around `adamx.diagnose` skipped so far, which `count`
         knows nothing of: training has taken both. None without such a guard; a guard
         inside of `adamx.diagnose` hides nothing from it.
@@ -44,17 +46,43 @@ class Diagnostics:
         return list(dict.fromkeys(names))
 
 
-def joined(measured: Sequence[Diagnostics]) -> Diagnostics | None:
-    """Diagnostics of several parts of a state as one; of the last step of any."""
+def joined(
+    measured: Sequence[Diagnostics], labels: Sequence[str]
+) -> Diagnostics | None:
+    """Diagnostics of several parts of a state as one; of the last step of any.
+
+    Layers that several name alike have the label of their part before the name: without
+    labels that tell them apart, its place ('0/w', of what is outside, and '1/w').
+    """
     if len(measured) < 2:
         return measured[0] if measured else None
     layers: dict[str, Mapping[str, Number]] = {}
-    for one in measured:
-        layers |= one.layers
-    counts = {i: one.count for i, one in enumerate(measured)}
+    for one, names in zip(measured, _names_apart(measured, labels), strict=True):
+        layers |= dict(zip(names, one.layers.values(), strict=True))
+    count = largest({i: one.count for i, one in enumerate(measured)})
     unseen = (one.unseen for one in measured if one.unseen is not None)
-    count = largest(counts)
     return Diagnostics(count, layers, next(unseen, None), _seen(measured, count))
+
+
+def _names_apart(
+    measured: Sequence[Diagnostics], labels: Sequence[str]
+) -> list[list[str]]:
+    """The names of all layers, each once."""
+    if len(set(labels)) < len(labels) or "" in labels:
+        labels = [str(i) for i in range(len(measured))]
+    times = collections.Counter(name for one in measured for name in one.layers)
+    taken = {name for name, count in times.items() if count == 1}
+    found = []
+    for one, label in zip(measured, labels, strict=True):
+        names = []
+        for name in one.layers:
+            own = name if times[name] == 1 else f"{label}/{name}"
+            while times[name] > 1 and own in taken:
+                own = f"{label}/{own}"
+            taken.add(own)
+            names.append(own)
+        found.append(names)
+    return found
 
 
 def _seen(measured: Sequence[Diagnostics], count: Any) -> Any:

@@ -165,12 +165,12 @@ def read(state: PyTree) -> Reading:
     (1, 0.001, 6.0)
     """
     found: dict[str, dict[str, Any]] = {}
-    measured: list[Diagnostics] = []
+    measured: dict[Any, Diagnostics] = {}
     for path, node in readable_nodes(state_tree(state)):
         for kind, value in node.readings().items():
             if isinstance(value, Diagnostics):
                 unseen = _sum(_around(path, found.get("skipped")))
-                measured.append(_on_host(value, unseen))
+                measured[path] = _on_host(value, unseen)
                 continue
             groups = value if isinstance(value, Mapping) else {None: value}
             for group, number in groups.items():
@@ -187,7 +187,7 @@ def read(state: PyTree) -> Reading:
         weight_decay=_by_group(found.get("weight_decay")),
         skipped=_by_group(_outermost(found.get("skipped"))),
         switch_step=_by_group(found.get("switch_step")),
-        diagnostics=joined(measured),
+        diagnostics=joined(list(measured.values()), group_labels(list(measured))),
         unseen=_unseen(found, count),
     )
 

@@ -131,7 +131,7 @@ def diagnose(
       every: steps between two measurements, >= 1.
       percentiles: in [0, 100].
       by: what a layer is. "leaf": each array of the parameters. "group": all that share
-        a State (of `adamx.groups`, `optax.partition`). A list of (regular expression,
+        a State (of `adamx.groups`, `optax.partition`), "all" without groups. A list of (regular expression,
         name): the first found in a path names the layer, with \1 for its groups; others
         are leaves. A function of the path that returns the name, or None to leave it
         out.

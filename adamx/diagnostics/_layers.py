@@ -150,14 +150,16 @@ def naming(by: By, group_of: Callable[[str], str | None]) -> Naming:
 
 def group_names(states: Sequence[tuple[Any, PyTree]]) -> dict[str, str]:
     """By path of a parameter, the label of the state that holds its moments."""
-    if not states:
-        return {}
-    labels = group_labels([path for path, _ in states])
-    named: dict[str, str] = {}
-    for label, (_, moment) in zip(labels, states, strict=True):
+    held: dict[str, int] = {}
+    for i, (_, moment) in enumerate(states):
         for path in _tree.leaves_by_path(unpacked(moment)):
-            named.setdefault(path, label or "all")
-    return named
+            held.setdefault(path, i)
+    used = sorted(set(held.values()))
+    labels = group_labels([states[i][0] for i in used])
+    if len(used) == 1 and all(part.isdigit() for part in labels[0].split("/")):
+        labels = [""]  # a place in a chain, and no group
+    of_states = dict(zip(used, labels, strict=True))
+    return {path: of_states[i] or "all" for path, i in held.items()}
 
 
 def layers_of(
