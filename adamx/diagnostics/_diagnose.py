@@ -131,10 +131,10 @@ def diagnose(
       every: steps between two measurements, >= 1.
       percentiles: in [0, 100].
       by: what a layer is. "leaf": each array of the parameters. "group": all that share
-        a State (of `adamx.groups`, `optax.partition`), "all" without groups. A list of (regular expression,
-        name): the first found in a path names the layer, with \1 for its groups; others
-        are leaves. A function of the path that returns the name, or None to leave it
-        out.
+        a State (of `adamx.groups`, `optax.partition`), "all" without groups. A list of
+        (regular expression, name): the first found in a path names the layer, with \1
+        for its groups; others are leaves. A function of the path that returns the name,
+        or None to leave it out.
       stacked: regular expression of the paths of scanned layers, whose leading axis is
         that of the layers: 'blocks/kernel/0', 'blocks/kernel/1', ...
       samples: elements looked at in layers of more than 65,536; >= 1.
