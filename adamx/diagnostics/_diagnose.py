@@ -109,6 +109,14 @@ def diagnose(
     bound, and factors of the whole step (RAdam's rectification, LAMB's trust ratio, the
     RMS of StableAdamW); Schedule-Free's step is 1 - b1 of the one shown, at first.
 
+    Encoded moments (`adamx.codecs`) are read as they are stored: rounded, where the
+    step was made before. With 8 bits that is the same (on noise r/p50 within 0.5% and
+    still_share within 0.003 of the step's, where the sizes of elements spread by
+    factors of e^2). With `int4`, what is small beside its neighbours is stored as 0,
+    though it moves: on noise still_share is 0.39 where of the step it is 0.06, for a
+    spread by factors of e, and 0.58 beside 0.24 for e^1.5, where r/p50 is 0 beside
+    0.055. `update_norm` and `update_ratio` are of the step, whatever is stored.
+
     All are exact for layers of up to 65,536 elements. Beyond, grad_norm is, and the
     others are from a fixed sample: the share of elements below a percentile is off by
     at most 4 sqrt(q (1 - q) / samples), for 2,048 samples and the median 4.4 points;
