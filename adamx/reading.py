@@ -7,7 +7,6 @@ recorded numbers are reported: what no State recorded reads as None.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx import _checks, _tree
+from adamx._measured import Diagnostics, joined, largest
 from adamx._types import PyTree
 
 # Containers that only hold other states: their field names carry no information.
@@ -44,35 +44,6 @@ class Readable(Protocol):
         nothing is looked for in it.
         """
         ...
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, repr=False)
-class Diagnostics:
-    """What `adamx.diagnose` last measured, layer by layer.
-
-    Attributes:
-      count: the step at which it was measured; 0: not yet, and all numbers are NaN.
-      layers: by name of the layer and of the number: `layers["dense/kernel"]["r/p50"]`.
-        What the numbers are, and in which units: see `adamx.diagnose`.
-      unseen: steps that a guard around `adamx.diagnose` skipped so far, which `count`
-        knows nothing of: training has taken both. None without such a guard; a guard
-        inside of `adamx.diagnose` hides nothing from it.
-    """
-
-    count: Number
-    layers: Mapping[str, Mapping[str, Number]]
-    unseen: Number | None = None
-
-    def __repr__(self) -> str:
-        if not isinstance(self.layers, Mapping):  # as in vmap's in_axes
-            return f"Diagnostics(count={self.count!r}, layers={self.layers!r})"
-        size = f"{len(self.layers)} layers x {len(self._numbers())} numbers"
-        return f"Diagnostics(count={self.count!r}, {size})"
-
-    def _numbers(self) -> list[str]:
-        names = (name for numbers in self.layers.values() for name in numbers)
-        return list(dict.fromkeys(names))
 
 
 @jax.tree_util.register_dataclass
@@ -194,12 +165,12 @@ def read(state: PyTree) -> Reading:
     (1, 0.001, 6.0)
     """
     found: dict[str, dict[str, Any]] = {}
-    measured: list[Diagnostics] = []
+    measured: dict[Any, Diagnostics] = {}
     for path, node in readable_nodes(state_tree(state)):
         for kind, value in node.readings().items():
             if isinstance(value, Diagnostics):
                 unseen = _sum(_around(path, found.get("skipped")))
-                measured.append(_on_host(value, unseen))
+                measured[path] = _on_host(value, unseen)
                 continue
             groups = value if isinstance(value, Mapping) else {None: value}
             for group, number in groups.items():
@@ -207,7 +178,7 @@ def read(state: PyTree) -> Reading:
                     key = () if group is None else (jax.tree_util.DictKey(group),)
                     found.setdefault(kind, {})[path + key] = to_host(number)
     known = {field.name for field in dataclasses.fields(Reading)}
-    count = _largest(found.get("count"))
+    count = largest(found.get("count"))
     return Reading(
         more={k: _by_group(v) for k, v in found.items() if k not in known},
         count=count,
@@ -216,7 +187,7 @@ def read(state: PyTree) -> Reading:
         weight_decay=_by_group(found.get("weight_decay")),
         skipped=_by_group(_outermost(found.get("skipped"))),
         switch_step=_by_group(found.get("switch_step")),
-        diagnostics=joined(measured),
+        diagnostics=joined(list(measured.values()), group_labels(list(measured))),
         unseen=_unseen(found, count),
     )
 
@@ -281,24 +252,6 @@ def _mean(number: Any) -> Any:
     return float(np.mean(np.asarray(number)))
 
 
-def _largest(values: Mapping[Any, Any] | None) -> Any:
-    """The furthest count: stages may start late, none counts more than the steps.
-
-    In a batch, that of each member; of batches of unlike size, the first one's.
-    """
-    candidates = list((values or {}).values())
-    if not candidates:
-        return None
-    if all(isinstance(v, int) for v in candidates):
-        return max(candidates)
-    numbers = (int, np.ndarray, jax.Array)
-    is_concrete = all(isinstance(v, numbers) for v in candidates)
-    if not is_concrete or len({np.shape(v) for v in candidates}) > 1:
-        return candidates[0]
-    is_traced = any(isinstance(v, jax.core.Tracer) for v in candidates)
-    return functools.reduce(jnp.maximum if is_traced else np.maximum, candidates)
-
-
 def _unseen(found: Mapping[str, Mapping[Any, Any]], count: Any) -> Any:
     """By how much the furthest of the steps that a stage has been through, is above.
 
@@ -317,7 +270,7 @@ def _unseen(found: Mapping[str, Mapping[Any, Any]], count: Any) -> Any:
         been[path] = _sum([value, *(x for x in hidden if x is not None)])
     if any(value is None for value in been.values()):
         return None
-    return _largest(been) - count
+    return largest(been) - count
 
 
 def _sum(values: Sequence[Any]) -> Any:
@@ -347,19 +300,8 @@ def _on_host(measured: Diagnostics, unseen: Any) -> Diagnostics:
         layer: {name: to_host(number) for name, number in numbers.items()}
         for layer, numbers in measured.layers.items()
     }
-    return Diagnostics(to_host(measured.count), layers, unseen)
-
-
-def joined(measured: Sequence[Diagnostics]) -> Diagnostics | None:
-    """Diagnostics of several parts of a state as one; of the last step of any."""
-    if len(measured) < 2:
-        return measured[0] if measured else None
-    layers: dict[str, Mapping[str, Number]] = {}
-    for one in measured:
-        layers |= one.layers
-    counts = {i: one.count for i, one in enumerate(measured)}
-    unseen = (one.unseen for one in measured if one.unseen is not None)
-    return Diagnostics(_largest(counts), layers, next(unseen, None))
+    seen = None if measured.seen is None else to_host(measured.seen)
+    return Diagnostics(to_host(measured.count), layers, unseen, seen)
 
 
 def _outermost(values: Mapping[Any, Any] | None) -> Mapping[Any, Any] | None:

@@ -320,7 +320,7 @@ def test_steps(step, tmp_path):
     assert not len(history)
 
 
-@pytest.mark.parametrize("name", ["step", "unseen"])
+@pytest.mark.parametrize("name", ["step", "unseen", "seen"])
 def test_a_step_in_a_file_that_is_no_number(tmp_path, name):
     path = tmp_path / "run.jsonl"
     path.write_text(f'{{"count": 1}}\n{{"count": 2, "{name}": "x"}}\n')

@@ -83,6 +83,29 @@ def test_short_histories_give_no_finding_but_of_numbers_that_are_not_finite():
     assert named(found) == {("nonfinite", SICK)}
 
 
+@pytest.mark.parametrize(
+    ("percentiles", "missing"),
+    [((10, 50, 90), ()), ((0, 100), (50,)), ((25, 75), (50, 90)), ((45, 60), (90,))],
+)
+def test_what_is_not_judged_for_want_of_a_percentile_is_said(percentiles, missing):
+    """Every r is 1e-5: found, or the reason why not."""
+    small = {f"r/p{q}": 1e-5 for q in percentiles}
+    rest = {name: x for name, x in WELL.items() if not name.startswith("r/")}
+    found = history(n=0)
+    for k in range(1, 40):
+        layers = {"a": rest | small, "b": rest | dict.fromkeys(small, 0.15)}
+        found.append(Reading(count=100 * k, diagnostics=Diagnostics(100 * k, layers)))
+    advice = adamx.health(found)
+    assert ("near_zero", "a") in named(advice) or 50 in missing
+    said = [text for text in advice.not_judged if "loss" not in text]
+    assert len(said) == len(missing)
+    for near, text in zip(missing, said, strict=True):
+        assert f"within 10 of {near}: " in text
+        assert f"percentiles of r: {', '.join(map(str, percentiles))}," in text
+        assert "percentiles=(10, 50, 90)" in text
+        assert text in str(advice)
+
+
 def test_one_reading_is_a_hint():
     ill = history({"r/p50": 1e-5, "r/p90": 1e-4}, n=1, every=5000)
     found = adamx.health(ill[0].reading)

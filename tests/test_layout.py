@@ -19,6 +19,7 @@ ROOMS = [
     {"_tree", "_checks", "_printed"},
     {"_scalars", "_varying", "_traced"},
     {"_packed"},
+    {"_measured"},
     {"reading"},
     {"moments"},
     {"codecs"},

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.reading import Diagnostics, Reading, joined, read, unboxed
+from adamx.reading import Diagnostics, Reading, read, unboxed
 
 
 class StagesState(NamedTuple):
@@ -60,7 +60,7 @@ def _of_stage(stage: Any, found: list[Reading]) -> dict[str, Any]:
         values = [each.get(kind) for each in said]
         measured = [value for value in values if isinstance(value, Diagnostics)]
         if measured:  # with the step of the measurement beside it
-            result[kind] = joined(measured)
+            result[kind] = _measured(xp, stage, values)
             continue
         dicts = [value for value in values if isinstance(value, dict)]
         if not dicts:
@@ -76,6 +76,33 @@ def _of_stage(stage: Any, found: list[Reading]) -> dict[str, Any]:
             for group in dict.fromkeys(group for each in dicts for group in each)
         }
     return result
+
+
+def _measured(xp: Any, stage: Any, values: list[Any]) -> Diagnostics:
+    """What each member's stage has measured; NaN where that measures nothing."""
+    nothing = Diagnostics(0, {}, 0, 0)
+    each = [nothing if value is None else value for value in values]
+    names: dict[str, dict[str, None]] = {}
+    for one in each:
+        for layer, numbers in one.layers.items():
+            names.setdefault(layer, {}).update(dict.fromkeys(numbers))
+    layers = {
+        layer: {
+            number: _select(
+                xp, stage, [one.layers.get(layer, {}).get(number) for one in each]
+            )
+            for number in numbers
+        }
+        for layer, numbers in names.items()
+    }
+    count, seen = (
+        _select(xp, stage, [getattr(one, name) for one in each])
+        for name in ("count", "seen")
+    )
+    unseen = [0 if one.unseen is None else one.unseen for one in each]
+    has_unseen = any(one.unseen is not None for one in values if one is not None)
+    own = _select(xp, stage, unseen) if has_unseen else None
+    return Diagnostics(count, layers, own, seen)
 
 
 def _select(xp: Any, stage: Any, values: list[Any]) -> Any:

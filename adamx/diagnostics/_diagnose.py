@@ -21,6 +21,7 @@ from adamx.diagnostics._layers import (
     By,
     Names,
     check_by,
+    check_some,
     group_names,
     layers_of,
     naming,
@@ -56,7 +57,8 @@ class DiagnoseState(NamedTuple):
             layer: {name: values[..., i, k] for k, name in shown}
             for i, layer in enumerate(self.names.layers)
         }
-        return {"diagnostics": Diagnostics(unboxed(self.measured_at), layers)}
+        at, seen = unboxed(self.measured_at), unboxed(self.count)
+        return {"diagnostics": Diagnostics(at, layers, seen=seen)}
 
     def _known(self) -> jax.Array:
         """The values, NaN before they are measured."""
@@ -107,6 +109,14 @@ def diagnose(
     bound, and factors of the whole step (RAdam's rectification, LAMB's trust ratio, the
     RMS of StableAdamW); Schedule-Free's step is 1 - b1 of the one shown, at first.
 
+    Encoded moments (`adamx.codecs`) are read as they are stored: rounded, where the
+    step was made before. With 8 bits that is the same (on noise r/p50 within 0.5% and
+    still_share within 0.003 of the step's, where the sizes of elements spread by
+    factors of e^2). With `int4`, what is small beside its neighbours is stored as 0,
+    though it moves: on noise still_share is 0.39 where of the step it is 0.06, for a
+    spread by factors of e, and 0.58 beside 0.24 for e^1.5, where r/p50 is 0 beside
+    0.055. `update_norm` and `update_ratio` are of the step, whatever is stored.
+
     All are exact for layers of up to 65,536 elements. Beyond, grad_norm is, and the
     others are from a fixed sample: the share of elements below a percentile is off by
     at most 4 sqrt(q (1 - q) / samples), for 2,048 samples and the median 4.4 points;
@@ -129,10 +139,10 @@ def diagnose(
       every: steps between two measurements, >= 1.
       percentiles: in [0, 100].
       by: what a layer is. "leaf": each array of the parameters. "group": all that share
-        a State (of `adamx.groups`, `optax.partition`). A list of (regular expression,
-        name): the first found in a path names the layer, with \1 for its groups; others
-        are leaves. A function of the path that returns the name, or None to leave it
-        out.
+        a State (of `adamx.groups`, `optax.partition`), "all" without groups. A list of
+        (regular expression, name): the first found in a path names the layer, with \1
+        for its groups; others are leaves. A function of the path that returns the name,
+        or None to leave it out.
       stacked: regular expression of the paths of scanned layers, whose leading axis is
         that of the layers: 'blocks/kernel/0', 'blocks/kernel/1', ...
       samples: elements looked at in layers of more than 65,536; >= 1.
@@ -143,7 +153,9 @@ def diagnose(
 
     Raises:
       ValueError: `every` or `samples` < 1; percentiles outside of [0, 100]; bad rules.
-        At init: no State in it has moments that can be read.
+        At init: no State in it has moments that can be read; `by` gives None for all
+        parameters; two have one path ({"a/b": ..., "a": {"b": ...}}), two layers one
+        name.
       TypeError: not a transformation, not such rules.
 
     >>> import adamx, jax.numpy as jnp
@@ -173,6 +185,8 @@ def diagnose(
         held = [(s.path, s.estimates.moments[0]) for s in sources(state)]
         groups = group_names(held) if by == "group" else {}
         layers = layers_of(params, naming(by, groups.get), pattern, samples)
+        if callable(by):
+            check_some(layers, params)
         return Probe(layers, qs)
 
     def init(params: PyTree) -> DiagnoseState:

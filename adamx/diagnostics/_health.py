@@ -14,7 +14,7 @@ import numpy as np
 from adamx import _checks
 from adamx.diagnostics import _rules, _rules_data, _rules_run
 from adamx.diagnostics._advice import WORDS
-from adamx.diagnostics._evidence import LEAST, START, Rule, Run, Sign
+from adamx.diagnostics._evidence import LEAST, START, Rule, Run, Sign, percentiles
 from adamx.diagnostics._history import History
 from adamx.reading import Reading
 
@@ -47,6 +47,11 @@ RULES: tuple[Rule, ...] = (
     _rules_run.plateau,
     _rules_run.ready_for_sgd,
 )
+# What rules look at by the percentile of r near to a number.
+_BY_PERCENTILE = {
+    50: "small r, layers that are dead, ratios that are low or apart, the hand-over",
+    90: "few elements with all of the steps, gradients that alternate",
+}
 # What another finding about the same layer, or about the whole run, already says.
 _IMPLIED = {
     "near_zero": {"dead", "eps_dominates", "tiny_early", "nonfinite"},
@@ -227,6 +232,8 @@ def _not_judged(run: Run, is_single: bool = False) -> tuple[str, ...]:
             f"layers ({settled} measurements behind step {START} and the warmup, of "
             f"{run.least} that it takes)"
         )
+    if run.layers:
+        found += _not_measured(run)
     if is_single:
         return (*found, "losses (a Reading has none: pass a History)")
     for name, text in (("loss", "training loss"), ("val_loss", "validation loss")):
@@ -238,6 +245,17 @@ def _not_judged(run: Run, is_single: bool = False) -> tuple[str, ...]:
     if _rules_data.has_cyclic_rate(run):
         found.append("the order of the batches (the rate goes up and down, too)")
     return tuple(found)
+
+
+def _not_measured(run: Run) -> list[str]:
+    """What the rules about r say nothing about, for want of a percentile."""
+    measured = ", ".join(f"{q:g}" for q, _ in percentiles(run.history, "r")) or "none"
+    return [
+        f"{what} (percentiles of r: {measured}, of which none is within 10 of {near}: "
+        "adamx.diagnose(tx, percentiles=(10, 50, 90)))"
+        for near, what in _BY_PERCENTILE.items()
+        if run.percentile("r", near) is None
+    ]
 
 
 def _looked_at(run: Run, is_single: bool) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from adamx.diagnostics import _lines, _record
+from adamx.diagnostics._clock import Clock
 from adamx.diagnostics._record import Measurement, Record, Row
 from adamx.diagnostics._relate import Relations, relate
 
@@ -83,6 +84,7 @@ class History(Sequence[Record]):
         self._steps: list[int] = []
         self._is_counted = False
         self._last_count: int | None = None  # of the diagnostics stored last
+        self._clock: Clock | None = None  # of the last record that has one
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
         if path is not None:
             self.path = _lines.checked_path(path)
@@ -217,10 +219,13 @@ class History(Sequence[Record]):
     def measured_steps(self) -> np.ndarray:
         """The steps at which the layers were measured, (n,) int64.
 
-        Of training, as `steps` are: with what a guard around `adamx.diagnose` skipped,
-        up to the record of the measurement.
+        Of training, as `steps` are, whatever `adamx.diagnose` itself counts: around
+        `accumulate` that is micro-steps, and it knows nothing of what a guard around it
+        skips. Where the two differ, and records are rarer than steps, a measurement
+        stands evenly between the records that it was made between, at most at the one
+        that first has it. Several of one step (micro-steps) stand side by side.
         """
-        return np.array([one.step for one in self._measured()], np.int64)
+        return np.array([one.at for one in self._measured()], np.int64)
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -328,6 +333,9 @@ class History(Sequence[Record]):
             del self._rows[keep:], self._steps[keep:]
             counts = [one.count for one in self._measured()]
             self._last_count = counts[-1] if counts else None
+            clocks = zip((r.counted for r in self._rows), self._steps, strict=True)
+            known = [Clock(seen, at) for seen, at in clocks if seen is not None]
+            self._clock = known[-1] if known else None
             if row.measured is not None and row.measured.count == self._last_count:
                 row = dataclasses.replace(row, measured=None)  # before, and still there
             warnings.warn(
@@ -348,9 +356,12 @@ class History(Sequence[Record]):
                 shared["numbers"],
                 row.measured.values,
                 row.measured.unseen,
+                row.measured_step(step, self._clock) if self._is_counted else None,
             )
             row = dataclasses.replace(row, measured=measured)
             self._last_count = measured.count
+        if row.counted is not None:
+            self._clock = Clock(row.counted, step)
         self._rows.append(row)
         self._steps.append(step)
 

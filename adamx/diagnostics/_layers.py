@@ -154,14 +154,16 @@ def naming(by: By, group_of: Callable[[str], str | None]) -> Naming:
 
 def group_names(states: Sequence[tuple[Any, PyTree]]) -> dict[str, str]:
     """By path of a parameter, the label of the state that holds its moments."""
-    if not states:
-        return {}
-    labels = group_labels([path for path, _ in states])
-    named: dict[str, str] = {}
-    for label, (_, moment) in zip(labels, states, strict=True):
+    held: dict[str, int] = {}
+    for i, (_, moment) in enumerate(states):
         for path in _tree.leaves_by_path(unpacked(moment)):
-            named.setdefault(path, label or "all")
-    return named
+            held.setdefault(path, i)
+    used = sorted(set(held.values()))
+    labels = group_labels([states[i][0] for i in used])
+    if len(used) == 1 and all(part.isdigit() for part in labels[0].split("/")):
+        labels = [""]  # a place in a chain, and no group
+    of_states = dict(zip(used, labels, strict=True))
+    return {path: of_states[i] or "all" for path, i in held.items()}
 
 
 def layers_of(
@@ -177,10 +179,20 @@ def layers_of(
       samples: of a layer with more than `EXACT` elements.
     """
     found: dict[str, list[tuple[str, bool, tuple[int, ...]]]] = {}
-    for path, leaf in _tree.leaves_by_path(params).items():
+    keys: dict[str, Any] = {}
+    for key, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        path = _tree.path_name(key)
         name = name_of(path)
         if name is None:
             continue
+        if path in keys:
+            both = " and ".join(map(jax.tree_util.keystr, (keys[path], key)))
+            raise ValueError(
+                f"parameters must have different paths to be measured, got {both}, "
+                f"which are both '{path}'. Rename one of them, or leave them out: by="
+                "a function that gives None for this path."
+            )
+        keys[path] = key
         if not isinstance(name, str):
             raise TypeError(
                 f"`by` must name a layer for '{path}', or give None, got "
@@ -195,7 +207,38 @@ def layers_of(
             )
         found.setdefault(name, []).append((path, is_stacked, shape))
     layers = [_layer(name, members, samples) for name, members in found.items()]
-    return tuple(sorted(layers, key=lambda layer: layer.is_stacked))
+    layers.sort(key=lambda layer: layer.is_stacked)
+    names = row_names(layers)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"layers must have different names, got '{twice}' twice, of which one is a "
+            "row of a stack. Give them different names with `by`."
+        )
+    return tuple(layers)
+
+
+def row_names(layers: Sequence[Layer]) -> tuple[str, ...]:
+    """The rows of a table: 'a/b', and for stacks 'a/b/0', 'a/b/1', ..."""
+    return tuple(
+        f"{layer.name}/{i}" if layer.is_stacked else layer.name
+        for layer in layers
+        for i in range(layer.rows)
+    )
+
+
+def check_some(layers: Sequence[Layer], params: PyTree) -> None:
+    """Raises where a function `by` left out all of the parameters."""
+    leaves = _tree.leaves_by_path(params)
+    if (
+        leaves
+        and not layers
+        and all(hasattr(unboxed(x), "shape") for x in leaves.values())
+    ):
+        raise ValueError(
+            "`by` must name a layer for one parameter at least, got None for all: "
+            f"{_tree.some(list(leaves))}. Give the names of those to be measured."
+        )
 
 
 def _layer(

@@ -1,6 +1,6 @@
 """RECORD <-> LINE: a record as one line of strict JSON.
 
-    {"count": 200, "learning_rate": 0.001, "metrics": {"loss": 0.5},
+    {"count": 200, "learning_rate": 0.001, "seen": 200, "metrics": {"loss": 0.5},
      "diagnostics": {"count": 200, "numbers": ["r/p50", "grad_norm"],
                      "layers": {"dense/kernel": [0.1, "NaN"]}}}
 
@@ -24,6 +24,7 @@ from adamx.diagnostics._record import FIELDS, MOST_STEPS, Measurement, Row
 
 # What a line says: one of them at least. A step alone says nothing.
 _KEYS = {*FIELDS, "metrics", "diagnostics"}
+_WHOLE = ("step", "unseen", "seen")
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 # How deep objects stand in a field; by group in the others.
 _DEPTHS = {"count": 0, "more": 2}
@@ -36,6 +37,8 @@ def to_line(row: Row) -> bytes:
         out["step"] = row.passed_step
     if row.unseen is not None:
         out["unseen"] = row.unseen
+    if row.seen is not None:
+        out["seen"] = row.seen
     if row.metrics:
         out["metrics"] = _encoded(row.metrics)
     if row.measured is not None:
@@ -69,16 +72,16 @@ def from_line(line: bytes) -> Row:
     for name, value in (("metrics", metrics), ("more", fields.get("more", {}))):
         if not isinstance(value, dict):
             raise ValueError(f"'{name}' must be an object, got {value!r}")
-    for name in ("count", "step", "unseen"):
+    for name in ("count", *_WHOLE):
         _check_steps(found.get(name), name)
     skipped = fields.get("skipped", 0)
     for value in skipped.values() if isinstance(skipped, dict) else [skipped]:
         if value < 0:
             raise ValueError(f"'skipped' must be 0 or more, got {value!r}")
     measured = _measurement(found.get("diagnostics"))
-    row = Row(fields, metrics, measured, found.get("step"), found.get("unseen"))
-    for part in (row, measured):
-        _check_steps(None if part is None else part.step, "count")
+    row = Row(fields, metrics, measured, *(found.get(name) for name in _WHOLE))
+    for step in (row.step, None if measured is None else measured.at):
+        _check_steps(step, "count")
     return row
 
 

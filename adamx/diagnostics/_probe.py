@@ -16,7 +16,7 @@ import numpy as np
 
 from adamx import _tree
 from adamx._types import PyTree, at_least_single, dtype_of, promote
-from adamx.diagnostics._layers import Layer, Part
+from adamx.diagnostics._layers import Layer, Part, row_names
 from adamx.diagnostics._percentiles import percentiles_of
 from adamx.diagnostics._sampling import sample
 from adamx.diagnostics._sources import sources
@@ -70,11 +70,7 @@ class Probe:
     @property
     def names(self) -> tuple[str, ...]:
         """The rows of a table: 'a/b', and for stacks 'a/b/0', 'a/b/1', ..."""
-        return tuple(
-            f"{layer.name}/{i}" if layer.is_stacked else layer.name
-            for layer in self.layers
-            for i in range(layer.rows)
-        )
+        return row_names(self.layers)
 
     @property
     def rows(self) -> int:
@@ -238,7 +234,7 @@ class Probe:
         columns["v_change"] = (median / previous) ** 2 - 1.0
         single = [*(columns[name] for name in SINGLE), median]
         shown = jnp.concatenate([ranges, step])[..., :-1].transpose(0, 2, 1)
-        return joined([shown.reshape(-1), *single]).reshape(-1, self.rows).T
+        return joined([shown.reshape(-1), *single]).reshape(len(self.numbers), -1).T
 
     def _sums(self, found: Sequence[View]) -> dict[str, jax.Array]:
         """The sums over the samples of each row, with the weights of its parts."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx import _checks
+from adamx.diagnostics._clock import Clock, beginning, step_of
 from adamx.reading import Diagnostics, Reading, to_host
 
 # The numbers of a Reading, which a record keeps as they are; diagnostics, and what the
@@ -47,26 +48,30 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Diagnostics as one array: `values[i, j]` is `numbers[j]` of `layers[i]`."""
+    """Diagnostics as one array: `values[i, j]` is `numbers[j]` of `layers[i]`.
+
+    `step`: of training, once the measurement is in a history whose records have steps.
+    """
 
     count: int
     layers: tuple[str, ...]
     numbers: tuple[str, ...]
     values: np.ndarray
     unseen: int = 0
+    step: int | None = None
 
     @property
-    def step(self) -> int:
-        """Of training: with what a guard around skipped."""
-        return self.count + self.unseen
+    def at(self) -> int:
+        """The step; where nothing else counts, what `diagnose` knows of it."""
+        return self.count + self.unseen if self.step is None else self.step
 
-    def unpacked(self) -> Diagnostics:
+    def unpacked(self, seen: int | None) -> Diagnostics:
         """As a `Reading` has it."""
         pairs = zip(self.layers, self.values.tolist(), strict=True)
         layers = {
             layer: dict(zip(self.numbers, row, strict=True)) for layer, row in pairs
         }
-        return Diagnostics(self.count, layers, self.unseen or None)
+        return Diagnostics(self.count, layers, self.unseen or None, seen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +83,17 @@ class Row:
     measured: Measurement | None = None
     passed_step: int | None = None
     unseen: int | None = None
+    seen: int | None = None
+
+    @property
+    def counted(self) -> int | None:
+        """What `diagnose` had counted; None: not known, and nothing new to place.
+
+        Lines of earlier versions do not say it: there it is the count of the reading.
+        """
+        if self.seen is not None or self.measured is None:
+            return self.seen
+        return max(self.measured.count, self.fields.get("count", 0))
 
     @property
     def step(self) -> int | None:
@@ -92,9 +108,18 @@ class Row:
         whole = [k for k in among if isinstance(k, int)]
         return self.fields["count"] + max(whole, default=0)
 
+    def measured_step(self, step: int, last: Clock | None) -> int:
+        """When it was measured: at this record of that step, or since the last."""
+        assert self.measured is not None
+        assert self.counted is not None
+        now = Clock(self.counted, step)
+        last = last or beginning(now, self.fields.get("count", 0))
+        return step_of(self.measured.count, now, last)
+
     def record(self, step: int) -> Record:
         """As a user sees it."""
-        measured = None if self.measured is None else self.measured.unpacked()
+        found = self.measured
+        measured = None if found is None else found.unpacked(self.seen)
         reading = Reading(**self.fields, diagnostics=measured, unseen=self.unseen)
         return Record(step, reading, dict(self.metrics))
 
@@ -124,7 +149,9 @@ def row(
     measured = _measurement(reading.diagnostics, last_count)
     unseen = reading.unseen
     unseen = None if unseen is None else int(_recorded("unseen", unseen))
-    return Row(fields, present, measured, _step(step), unseen)
+    seen = None if reading.diagnostics is None else reading.diagnostics.seen
+    seen = None if seen is None else int(_recorded("diagnostics.seen", seen))
+    return Row(fields, present, measured, _step(step), unseen, seen)
 
 
 def _step(given: Any) -> int | None:

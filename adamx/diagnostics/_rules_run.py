@@ -350,12 +350,11 @@ def _flat(run: Run, name: str) -> dict[str, float] | None:
     finite = values[np.isfinite(values)]
     if len(finite) < 2 * PLATEAU_RECORDS:
         return None
-    end, least = steps[-1], steps[-1] - steps[-PLATEAU_RECORDS - 1]
-    quarter = max(PLATEAU_SHARE * (end - steps[0]), least)
-    is_last = steps > end - quarter
-    is_before = (steps > end - 1.5 * quarter) & ~is_last
-    is_now = steps > end - 0.5 * quarter
-    if steps[is_last][0] < START:
+    ago = steps[-1] - steps
+    quarter = max(PLATEAU_SHARE * ago[0], ago[-PLATEAU_RECORDS - 1])
+    is_last, is_now = ago < quarter, ago < 0.5 * quarter
+    is_before = (ago < 1.5 * quarter) & ~is_last
+    if not quarter or steps[is_last][0] < START:
         return None
     # NaN now and then is left out; where few are left nobody knows.
     for among in (is_before, is_now):

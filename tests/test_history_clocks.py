@@ -1,0 +1,176 @@
+"""History: measurements stand at the steps of the records, whatever diagnose counts."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+from adamx.reading import Diagnostics, Reading
+
+ADAM = adamx.adamw(0.1)
+PARAMS = {"w": jnp.ones(3)}
+
+
+def recorded(tx, calls, path=None, every=1, params=PARAMS):
+    """The history of so many calls, one record for every so many of them."""
+    state, history = tx.init(params), adamx.History(path)
+    update = jax.jit(tx.update)
+    for call in range(1, calls + 1):
+        _, state = update(params, state, params)
+        if call % every == 0:
+            history.append(adamx.read(state), loss=1.0)
+    return history
+
+
+def measured(at, seen=None, count=None):
+    """A reading whose layer was measured when `at` steps were counted."""
+    layers = {"w": {"r/p50": float(at)}}
+    return Reading(count=count, diagnostics=Diagnostics(at, layers, seen=seen))
+
+
+def without_seen(path):
+    """The file as earlier versions wrote it."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line.pop("seen", None)
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+AROUND = {
+    "accumulate": lambda tx: adamx.accumulate(tx, 4),
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 4),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_around_accumulation_measurements_stand_at_the_steps_taken(tmp_path, name):
+    """Of 160 micro-steps every fourth is measured: each of the 40 steps once."""
+    path = tmp_path / "run.jsonl"
+    outside = recorded(adamx.diagnose(AROUND[name](ADAM), every=4), 160, path, every=4)
+    inside = recorded(AROUND[name](adamx.diagnose(ADAM, every=1)), 160, every=4)
+    assert outside.steps.tolist() == inside.steps.tolist() == list(range(1, 41))
+    assert inside.measured_steps.tolist() == list(range(1, 41))
+    for found in (outside, adamx.History(path), adamx.History.load(path)):
+        assert found.measured_steps.tolist() == list(range(1, 41))
+        assert found.series("w", "r/p50")[0].tolist() == list(range(1, 41))
+        np.testing.assert_array_equal(
+            found.matrix("r/p50")[1], inside.matrix("r/p50")[1]
+        )
+    without_seen(path)
+    assert adamx.History(path).measured_steps.tolist() == list(range(1, 41))
+
+
+@pytest.mark.parametrize("every", [1, 8, 24])
+def test_rare_records_do_not_move_what_was_measured(every):
+    """Each 12 micro-steps, so at steps 3, 6, ...; of rare records the last one each."""
+    tx = adamx.diagnose(adamx.accumulate(ADAM, 4), every=12)
+    history = recorded(tx, 72, every=every)
+    want = [3, 6, 9, 12, 15, 18] if every < 12 else [6, 12, 18]
+    assert history.measured_steps.tolist() == want
+    # Micro-steps 5, 10, 15, 20: of the steps 2, 3, 4, 5, not taken to their ends.
+    tx = adamx.diagnose(adamx.accumulate(ADAM, 4), every=5)
+    assert recorded(tx, 24, every=8).measured_steps.tolist() == [2, 4, 5]
+
+
+def test_several_measurements_of_a_step_stand_side_by_side(tmp_path):
+    history = recorded(adamx.diagnose(adamx.accumulate(ADAM, 2), every=1), 6)
+    assert history.steps.tolist() == [0, 1, 1, 2, 2, 3]
+    assert history.measured_steps.tolist() == [0, 1, 1, 2, 2, 3]
+    assert history.series("w", "r/p50")[1].shape == (6,)
+    page = adamx.report(history, tmp_path / "run.html").read_text()
+    assert "nan" not in page.lower().replace("nanmax", "")
+
+
+def test_the_relation_to_the_validation_loss_is_the_same_outside_and_inside():
+    """r at a step decides by how much the validation loss then changes."""
+
+    def relation(tx):
+        rng = np.random.default_rng(0)
+        params, history, val_loss = {"w": jnp.ones(50)}, adamx.History(), 1.0
+        state, update = tx.init(params), jax.jit(tx.update)
+        for _ in range(40):
+            common = rng.choice([0.0, 3.0])
+            for _ in range(4):
+                g = {"w": jnp.asarray(common + rng.normal(size=50), jnp.float32)}
+                _, state = update(g, state, params)
+            reading = adamx.read(state)
+            history.append(reading, loss=1.0, val_loss=val_loss)
+            val_loss += reading.diagnostics.layers["w"]["r/p50"] - 0.4
+        (row,) = history.relate(min_pairs=5, numbers=("r/p50",)).rows
+        return row
+
+    adam = adamx.adam(1e-3, b1=0.5, b2=0.9)
+    inside = relation(adamx.accumulate(adamx.diagnose(adam, every=1), 4))
+    outside = relation(adamx.diagnose(adamx.accumulate(adam, 4), every=4))
+    assert outside.pairs == inside.pairs == 39
+    assert outside.moves
+    assert outside.partial == pytest.approx(inside.partial, abs=1e-6)
+
+
+@pytest.mark.parametrize("lag", [0, 30])
+@pytest.mark.parametrize("is_said", [True, False])
+def test_an_optimizer_made_anew_counts_from_its_beginning(tmp_path, lag, is_said):
+    """Steps passed by hand go on to 4,000; the optimizer has counted 2,000 twice."""
+    path = tmp_path / "run.jsonl"
+    history = adamx.History(path)
+    for i in range(1, 41):
+        seen = 100 * (i if i <= 20 else i - 20)
+        reading = measured(seen - lag, seen if is_said else None, count=seen)
+        history.append(reading, step=100 * i)
+    for found in (history, adamx.History(path)):
+        want = (found.steps - lag).tolist()
+        assert found.measured_steps.tolist() == want
+
+
+def test_steps_of_another_unit():
+    """Tokens: a thousand for each step."""
+    history = adamx.History()
+    for i in range(1, 41):
+        history.append(measured(10 * i - 3, 10 * i, count=10 * i), step=10_000 * i)
+    assert history.measured_steps.tolist() == (history.steps - 3000).tolist()
+
+
+def test_in_a_late_stage_measurements_stand_where_it_stands():
+    tx = adamx.stages([(ADAM, 10), (adamx.diagnose(ADAM, every=3), None)])
+    for every in (1, 4):
+        history = recorded(tx, 24, every=every)
+        want = [13, 16, 19, 22] if every == 1 else [16, 19, 22]
+        assert history.measured_steps.tolist()[-len(want) :] == want
+
+
+def test_groups_of_unlike_clocks_stand_by_the_furthest():
+    """One accumulates and counts steps, the other all calls; of each its own count."""
+    a = adamx.accumulate(adamx.diagnose(ADAM, every=1), 3)
+    tx = adamx.groups([("a", a)], default=adamx.diagnose(ADAM, every=6))
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    history = recorded(tx, 24, every=3, params=params)
+    assert history.steps.tolist() == list(range(3, 25, 3))
+    assert set(history.layers) == {"a", "b"}
+    assert set(history.measured_steps.tolist()) <= set(range(3, 25))
+    assert np.all(np.diff(history.measured_steps) > 0)
+    assert history.measured_steps[-1] == 24
+
+
+def test_without_any_other_count_it_is_what_diagnose_counts():
+    history = adamx.History()
+    for i in range(1, 4):
+        history.append(measured(100 * i))
+    assert history.steps.tolist() == [0, 1, 2]
+    assert history.measured_steps.tolist() == [100, 200, 300]
+
+
+def test_a_batch_says_what_each_member_has_counted():
+    diagnosed = adamx.diagnose(ADAM, every=2)
+    tx = adamx.groups([("a", diagnosed)], default=adamx.diagnose(ADAM, every=3))
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3))}
+    state = jax.vmap(tx.init)(params)
+    for _ in range(4):
+        _, state = jax.vmap(tx.update)(params, state, params)
+    for read in (adamx.read, jax.jit(adamx.read), jax.vmap(adamx.read)):
+        found = read(state).diagnostics
+        assert np.asarray(found.count).tolist() == [4, 4]
+        assert np.asarray(found.seen).tolist() == [4, 4]
