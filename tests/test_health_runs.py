@@ -405,6 +405,31 @@ def test_losses_about_zero_have_no_scale_but_their_noise(fall):
     assert named(adamx.health(up)) == {("burst", None)}
 
 
+def test_validation_about_zero_has_no_scale_but_its_noise():
+    false = 0
+    for seed in range(50):
+        noise = 0.05 * np.random.default_rng(seed).normal(size=(2, 101))
+        loss = {"loss": lambda k, n=noise: n[0, k] - 0.1 * k / 100}
+        val = {"val_loss": lambda k, n=noise: n[1, k]}
+        found = named(adamx.health(one_run(100, **loss, **val)))
+        false += bool({("gap", None), ("memorised", None)} & found)
+    assert false <= 2
+
+
+def test_a_wild_loss_that_is_never_negative():
+    """Twice the first is far enough for it, and within its noise is not above."""
+    rng = np.random.default_rng(3)
+    wild = np.exp(rng.normal(3.5, 0.5, 101))
+    diverged = one_run(100, loss=lambda k: 5.6 if k == 1 else 20 + wild[k])
+    assert named(adamx.health(diverged)) == {("diverging", None)}
+    false = 0
+    for _ in range(50):
+        noise = 0.15 * rng.normal(size=101)
+        loss = {"loss": lambda k, n=noise: abs(0.7 + n[k] - 0.1 * k / 100)}
+        false += ("burst", None) in named(adamx.health(one_run(100, **loss)))
+    assert false <= 2
+
+
 def test_the_least_of_very_many_validations_is_luck():
     """Nothing is gained or lost behind the start; training gets better."""
     noise = 1 + 0.15 * np.random.default_rng(1).normal(size=(20, 1001))

@@ -305,6 +305,16 @@ UNSTABLE = {
 }
 
 
+def test_losses_that_rise_with_the_data_have_not_diverged():
+    """Under each of five slow rates alike: the second half of the batches is harder."""
+    rng = np.random.default_rng(0)
+    losses = 1 + 0.005 * rng.normal(size=(5, 200))
+    losses[:, 100:] += 0.1 + 0.05 * rng.normal(size=(5, 100))
+    losses -= np.outer(np.linspace(0, 0.02, 5), np.linspace(0, 1, 200))
+    found = _curves.is_diverged(losses, _curves.smooth(losses, 0.9))
+    assert not found.any()
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("with_a_good_one", [False, True])
 @pytest.mark.parametrize("name", UNSTABLE)

@@ -13,6 +13,8 @@ BAND = 0.05
 _NOISES = 10.0
 # And in roundings of the first loss: the same number is not above itself.
 _ROUNDINGS = 10.0
+# Above the start by so much of it, a run has lost what it was given.
+_RISEN = 0.5
 # Differences from loss to loss that a half must have to say how large they are.
 _HALF = 4
 # The losses at the end whose median is taken, at least.
@@ -90,15 +92,17 @@ def is_diverged(losses: np.ndarray, smoothed: np.ndarray) -> np.ndarray:
 
 
 def _is_risen(losses: np.ndarray, smoothed: np.ndarray) -> np.ndarray:
-    """Whether a run ended above its start; all losses are finite.
+    """Whether a run ended above its start by half of its size; all losses are finite.
 
-    All runs start with the same parameters: such a one has lost what it was given. Its
-    end is the last smoothed loss, or the median of its last tenth where that is lower,
-    so that one bad batch there is no rise.
+    All runs start with the same parameters: such a one has lost what it was given. By
+    less a loss may rise with the data, under every rate. Its end is the last smoothed
+    loss, or the median of its last tenth where that is lower, so that one bad batch
+    there is no rise.
     """
     last = max(_LAST, losses.shape[-1] // 10)
     median = np.median(_wide(losses[:, -last:]), axis=-1)
-    return _is_above(np.minimum(smoothed[:, -1], median), losses)
+    end, first = np.minimum(smoothed[:, -1], median), _wide(losses[:, 0])
+    return _is_above(end, losses) & (end - first > _RISEN * np.abs(first))
 
 
 def _is_above(levels: np.ndarray, losses: np.ndarray) -> np.ndarray:

@@ -183,10 +183,10 @@ def metric(history: "History", name: str) -> tuple[np.ndarray, np.ndarray]:
     return history.steps[has], history.column(name)[has]
 
 
-def running_median(values: np.ndarray, width: int) -> np.ndarray:
-    """Of so many values in a row: (n - width + 1,)."""
+def running_median(values: np.ndarray, width: int, stride: int = 1) -> np.ndarray:
+    """Of so many values in a row: (n - width + 1,), or each so many-th of these."""
     rows = np.lib.stride_tricks.sliding_window_view(values, width)
-    return np.median(rows, axis=1)
+    return np.median(rows[::stride], axis=1)
 
 
 def fluctuation(values: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from adamx.diagnostics._evidence import (
     around,
     began_at,
     columns_named,
+    fluctuation,
     median,
     metric,
     running_median,
@@ -31,6 +32,7 @@ FOLLOWED_LATELY = 0.9
 HALVED = 0.5
 STOPPED = 0.1
 LEARNT = 0.1
+WON_NOISE = 4.0
 LAST = 5
 LEAST_RECORDS = 10
 
@@ -116,9 +118,10 @@ def memorised(run: Run) -> Sequence[Sign]:
 
     Medians of the last 5 validation losses and of the training losses near them, 10 and
     more; against where training began (see `began_at`), or the first validation loss
-    where that is higher. Training must have won a tenth. What a model knows of data
-    that it has not seen falls behind from the first steps on where the data are few:
-    then validation need not get worse, as `gap` wants it.
+    where that is higher. Training must have won a tenth, and four times its noise (what
+    the first 20 or the last 20 losses differ by from one to the next). What a model
+    knows of data that it has not seen falls behind from the first steps on where the
+    data are few: then validation need not get worse, as `gap` wants it.
 
     Source: Zhang et al., "Understanding deep learning requires rethinking
     generalization" (2017): training to zero loss with nothing learnt; Prechelt, "Early
@@ -134,7 +137,8 @@ def memorised(run: Run) -> Sequence[Sign]:
     train, now = around(run, steps[-LAST:]), median(values[-LAST:])
     began = began_at(losses)
     won, followed = began - train, max(began, float(values[0])) - now
-    if not won >= LEARNT * abs(began):
+    noise = min(fluctuation(x) for x in (losses[:20], losses[-20:]))
+    if not won >= max(LEARNT * abs(began), WON_NOISE * noise):
         return []
     has_stopped = _has_stopped(run, steps, values)
     limit = FOLLOWED_LATELY if has_stopped else FOLLOWED

@@ -43,6 +43,7 @@ NORM_RECORDS = 20
 GAP = 0.1
 GAP_LAST = 5
 GAP_SHARE = 20
+GAP_NOISE = 1.5
 GAP_RECORDS = 10
 PLATEAU_RECORDS = 10
 PLATEAU_SHARE = 0.25
@@ -111,8 +112,9 @@ def skipped(run: Run) -> Sequence[Sign]:
 def diverging(run: Run) -> Sequence[Sign]:
     """The last 5 losses are all half as large again as the first: see `began_at`.
 
-    Losses of either sign: above the first by half of its size, and by four times what
-    they differ by from one record to the next.
+    Losses at all signs: above the first by half of its size, and by four times what
+    they differ by from one record to the next. That is not asked of more than twice the
+    first, where losses are never negative.
 
     Source: ours.
     """
@@ -153,8 +155,8 @@ def stuck(run: Run) -> Sequence[Sign]:
 def burst(run: Run) -> Sequence[Sign]:
     """Within 2,000 steps the loss was half as large again as at first, and fell back.
 
-    5 records in a row, by their median, against the first record; losses of either
-    sign as in `diverging`. What comes behind says nothing of the rate: parameters that
+    5 records in a row, by their median, against the first record; far above noise,
+    as in `diverging`. What comes behind says nothing of the rate: parameters that
     one step threw far away have small ratios of updates to parameters, and small r.
     Losses of single batches differ by far less at first. Behind the 2,000 steps this is
     the past.
@@ -224,9 +226,10 @@ def exploding_norm(run: Run) -> Sequence[Sign]:
 def gap(run: Run) -> Sequence[Sign]:
     """The last 5 validation losses are 10% above their best, with training better.
 
-    The best is that of medians of 5 records in a row, or of a twentieth of all: of very
-    many the least would be one of luck. 10 records and more. For training losses near
-    both times, medians likewise.
+    And above it by 1.5 times what the last 20 differ by from one to the next. The best
+    is that of medians of 5 records in a row, or of a twentieth of all: of very many the
+    least would be one of luck. 10 records and more. For training losses near both
+    times, medians likewise.
 
     Source: Prechelt, "Early Stopping - But When?" (1998), the generalization loss
     GL = 100 (E / E_best - 1), there from 1 to 5; 10 and the records are ours.
@@ -235,13 +238,16 @@ def gap(run: Run) -> Sequence[Sign]:
     if len(values) < GAP_RECORDS or steps[-1] < START:
         return []
     width = max(GAP_LAST, len(values) // GAP_SHARE)
-    smooth = running_median(values, width)
-    if not np.isfinite(smooth).all():
+    if not np.isfinite(values).all():
         return []
+    stride = max(1, width // GAP_LAST)
+    smooth = running_median(values, width, stride)
     k = int(np.argmin(smooth))
     best, last = float(smooth[k]), values[-GAP_LAST:]
-    if not np.all(last >= best + GAP * abs(best)) or k + 1 == len(smooth):
+    noise = GAP_NOISE * fluctuation(values[-NOISE_RECORDS:])
+    if not np.all(last >= best + max(GAP * abs(best), noise)) or k + 1 == len(smooth):
         return []
+    k *= stride
     at_best = slice(k, k + width)
     train_then = around(run, steps[at_best])
     train_now = around(run, steps[-GAP_LAST:])
@@ -277,7 +283,7 @@ def plateau(run: Run) -> Sequence[Sign]:
     rate, _ = relative_rate(run.history)
     if rate[-1] < DECAYED:
         return []
-    evidence = {**at, "rate / its highest": float(rate[-1]), "threshold": PLATEAU_FALL}
+    evidence = {**at, "rate / its highest": float(rate[-1])}
     return [Sign("plateau", None, "info", evidence)]
 
 
@@ -288,8 +294,8 @@ def ready_for_sgd(run: Run) -> Sequence[Sign]:
     a fifth. (A gradient that vanishes makes v_hat fall like 1 / t and faster: by a
     quarter and more.) Noise: the median of r, over its last measurements, is within
     0.05 and 0.2; of noise alone it is 0.155 at b1 = 0.9. Flat: as in `plateau`, of the
-    validation loss, or without it of the training loss. Not where the rate is below a
-    tenth of its highest: it decays already.
+    validation loss, or without it of the training loss (less than 1%, then). Not where
+    the rate is below a tenth of its highest: it decays already.
 
     Source: that a late switch helps, and that the time for it is when the rate of SGD
     that Adam's steps amount to no longer changes: Keskar & Socher, "Improving
@@ -326,18 +332,18 @@ def ready_for_sgd(run: Run) -> Sequence[Sign]:
 
 
 def far_above(first: float, values: np.ndarray) -> float:
-    """Half as large again as the first of some losses.
+    """Half as large again as the first of some losses, and far above their noise.
 
-    Where they have either sign (those of policies), the first may be about 0 by chance,
-    and a half of it nothing: by four times, too, what the first 20 or the last 20
-    differ by from one record to the next, whichever is less.
+    By four times what the first 20 or the last 20 differ by from one record to the
+    next, whichever is less. Of losses that are never negative twice the first is
+    enough, however wild they are.
     """
-    rise = ABOVE_START * abs(first)
-    finite = values[np.isfinite(values)]
-    if (finite > 0).any() and (finite < 0).any():
-        ends = finite[:NOISE_RECORDS], finite[-NOISE_RECORDS:]
-        rise = max(rise, ABOVE_NOISE * min(map(fluctuation, ends)))
-    return first + rise
+    size, finite = abs(first), values[np.isfinite(values)]
+    ends = finite[:NOISE_RECORDS], finite[-NOISE_RECORDS:]
+    noise = ABOVE_NOISE * np.nan_to_num(min(map(fluctuation, ends)))
+    if not (finite < 0).any():
+        noise = min(noise, size)
+    return first + max(ABOVE_START * size, noise)
 
 
 def _flat(run: Run, name: str) -> dict[str, float] | None:
@@ -375,6 +381,7 @@ def _flat(run: Run, name: str) -> dict[str, float] | None:
             limit = max(limit, np.nan_to_num(PLATEAU_NOISE * noise))
     if won <= limit or before - now >= limit:
         return None
+    numbers["least fall"] = float(limit)
     return {**numbers, **span(steps[is_last], "records")}
 
 

@@ -145,13 +145,13 @@ def lr_sweep(
     of the quieter rates that were never far above the first loss, and ten roundings of
     it).
     Diverged: a loss is not finite; or the run ends above the first loss, with which all
-    of them began: its last s, and the median of its last tenth, by ten standard
-    deviations of the noise in the quieter half of that run; or an s is a whole gain
-    above the first loss; or the last s is half a gain above the lowest s of that rate.
-    Runs of less than 10 steps are not halved. Band: the unbroken range of
-    rates about the lowest score whose scores are within 0.05 gains of it. Suggestion:
-    of the band, the rate with the lowest median of its own score and its two
-    neighbours' (those within a factor of 2; of two scores, the worse); of equals the
+    of them began: its last s, and the median of its last tenth, by half of that loss
+    and by ten standard deviations of the noise in the quieter half of that run; or an s
+    is a whole gain above the first loss; or the last s is half a gain above the lowest
+    s of that rate. Runs of less than 10 steps are not halved. Band: the unbroken range
+    of rates about the lowest score whose scores are within 0.05 gains of it.
+    Suggestion: of the band, the rate with the lowest median of its own score and its
+    two neighbours' (those within a factor of 2; of two scores, the worse); of equals the
     lowest rate. The median keeps away from a rate that was lucky, or is next to an
     edge; where rates are further apart it cannot, and `.notes` says so. (Of the rules
     compared on 19 sweeps, three models with three or four optimizers, it lost least in

@@ -161,8 +161,9 @@ FINDINGS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "plateau": (
         ("plateau",),
-        "The validation loss has stopped falling, at a rate that has not decayed yet. "
-        "Often the noise of the steps is all that holds it up.",
+        "The validation loss falls by less than it jumps from one time to the next, at "
+        "a rate that has not decayed yet. Often the noise of the steps is all that "
+        "holds it up.",
     ),
     "ready_for_sgd": (
         ("ready_for_sgd",),
