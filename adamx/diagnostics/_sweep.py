@@ -151,8 +151,8 @@ def lr_sweep(
     s of that rate. Runs of less than 10 steps are not halved. Band: the unbroken range
     of rates about the lowest score whose scores are within 0.05 gains of it.
     Suggestion: of the band, the rate with the lowest median of its own score and its
-    two neighbours' (those within a factor of 2; of two scores, the worse); of equals the
-    lowest rate. The median keeps away from a rate that was lucky, or is next to an
+    two neighbours' (those within a factor of 2; of two scores, the worse); of equals
+    the lowest rate. The median keeps away from a rate that was lucky, or is next to an
     edge; where rates are further apart it cannot, and `.notes` says so. (Of the rules
     compared on 19 sweeps, three models with three or four optimizers, it lost least in
     the worst case: judged from 100 steps on, 2.4 % of accuracy or loss at the end of
