@@ -174,3 +174,50 @@ def test_a_batch_says_what_each_member_has_counted():
         found = read(state).diagnostics
         assert np.asarray(found.count).tolist() == [4, 4]
         assert np.asarray(found.seen).tolist() == [4, 4]
+
+
+def test_a_new_optimizer_each_epoch_is_measured_each_time(tmp_path):
+    """It counts to 10 each time: what it measured there are other measurements."""
+    path = tmp_path / "run.jsonl"
+    tx, history = adamx.diagnose(ADAM, every=10), adamx.History(path)
+    update, rng = jax.jit(tx.update), np.random.default_rng(0)
+    for epoch in range(1, 7):
+        state = tx.init(PARAMS)
+        for _ in range(10):
+            g = {"w": jnp.asarray(rng.normal(size=3), jnp.float32)}
+            _, state = update(g, state, PARAMS)
+        history.append(adamx.read(state), loss=1.0 / epoch, step=10 * epoch)
+        history.append(adamx.read(state), val_loss=1.0, step=10 * epoch)
+    for found in (history, adamx.History(path)):
+        assert found.measured_steps.tolist() == [10, 20, 30, 40, 50, 60]
+        assert len(set(found.series("w", "r/p50")[1].tolist())) == 6
+        assert [one.reading.diagnostics is None for one in found] == [False, True] * 6
+
+
+def test_what_repeats_a_measurement(tmp_path):
+    """The same count, layers, numbers and values, in whatever order they are."""
+
+    def reading(**layers):
+        return Reading(diagnostics=Diagnostics(100, layers, seen=100))
+
+    first = {"a": {"x": 1.0, "y": float("nan")}, "b": {"x": 2.0, "y": 3.0}}
+    turned = {"b": {"y": 3.0, "x": 2.0}, "a": {"y": float("nan"), "x": 1.0}}
+    other = first | {"b": {"x": 2.0, "y": 4.0}}
+    history = adamx.History(tmp_path / "run.jsonl")
+    steps = [100, 100, 150, 200, 300, 400, 400]
+    layers = [first, first, turned, other, first, {"a": first["a"]}, {"a": first["a"]}]
+    for step, each in zip(steps, layers, strict=True):
+        history.append(reading(**each), step=step)
+    for found in (history, adamx.History(tmp_path / "run.jsonl")):
+        assert found.measured_steps.tolist() == [100, 200, 300, 400]
+
+
+def test_going_back_keeps_what_only_the_records_that_leave_had_measured(tmp_path):
+    history = adamx.History(tmp_path / "run.jsonl")
+    for step, at in ((1, 1), (2, 2), (3, 2)):
+        history.append(measured(at, step, count=step))
+    with pytest.warns(UserWarning, match="went back from step 3 to 2"):
+        history.append(measured(2, 2, count=2))
+    with pytest.warns(UserWarning, match="went back from step 3 to 2"):
+        again = adamx.History(tmp_path / "run.jsonl")
+    assert history.measured_steps.tolist() == again.measured_steps.tolist() == [1, 2]

@@ -15,7 +15,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,20 @@ _WHOLE = ("step", "unseen", "seen")
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 # How deep objects stand in a field; by group in the others.
 _DEPTHS = {"count": 0, "more": 2}
+
+
+class BrokenLine(NamedTuple):
+    """A line of a file that is no record.
+
+    Attributes:
+      number: of the line, from 1.
+      reason: what is wrong with it.
+      text: how it begins.
+    """
+
+    number: int
+    reason: str
+    text: str
 
 
 def to_line(row: Row) -> bytes:

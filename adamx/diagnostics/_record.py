@@ -65,6 +65,19 @@ class Measurement:
         """The step; where nothing else counts, what `diagnose` knows of it."""
         return self.count + self.unseen if self.step is None else self.step
 
+    def repeats(self, last: "Measurement | None") -> bool:
+        """Whether it is `last`, read again: an optimizer made anew counts alike."""
+        if last is None or self.count != last.count:
+            return False
+        if (self.layers, self.numbers) == (last.layers, last.numbers):
+            return np.array_equal(self.values, last.values, equal_nan=True)
+        if {*self.layers} != {*last.layers} or {*self.numbers} != {*last.numbers}:
+            return False
+        rows = [last.layers.index(layer) for layer in self.layers]
+        columns = [last.numbers.index(name) for name in self.numbers]
+        values = last.values[np.ix_(rows, columns)]
+        return np.array_equal(self.values, values, equal_nan=True)
+
     def unpacked(self, seen: int | None) -> Diagnostics:
         """As a `Reading` has it."""
         pairs = zip(self.layers, self.values.tolist(), strict=True)
@@ -124,10 +137,8 @@ class Row:
         return Record(step, reading, dict(self.metrics))
 
 
-def row(
-    reading: Any, metrics: Mapping[str, Any], step: Any, last_count: int | None
-) -> Row:
-    """The checked row of a reading; `last_count`: of the diagnostics stored last."""
+def row(reading: Any, metrics: Mapping[str, Any], step: Any) -> Row:
+    """The checked row of a reading."""
     if not isinstance(reading, Reading):
         raise TypeError(
             f"`reading` must be an adamx.Reading, got {_checks.describe_value(reading)}"
@@ -146,7 +157,7 @@ def row(
             fields[name] = value
     checked = {name: _metric(name, value) for name, value in metrics.items()}
     present = {name: value for name, value in checked.items() if value is not None}
-    measured = _measurement(reading.diagnostics, last_count)
+    measured = _measurement(reading.diagnostics)
     unseen = reading.unseen
     unseen = None if unseen is None else int(_recorded("unseen", unseen))
     seen = None if reading.diagnostics is None else reading.diagnostics.seen
@@ -174,11 +185,11 @@ def _by_group(name: str, value: Any) -> Any:
     return value if value is None else _recorded(name, value)
 
 
-def _measurement(diagnostics: Any, last_count: int | None) -> Measurement | None:
+def _measurement(diagnostics: Any) -> Measurement | None:
     if diagnostics is None:
         return None
     count = _recorded("diagnostics.count", diagnostics.count)
-    if count in (0, last_count):
+    if count == 0:
         return None
     names: dict[str, None] = {}
     for found in diagnostics.layers.values():
