@@ -127,11 +127,16 @@ def test_an_optimizer_made_anew_counts_from_its_beginning(tmp_path, lag, is_said
 
 
 def test_steps_of_another_unit():
-    """Tokens: a thousand for each step."""
+    """Tokens: a thousand for each step, which the first record alone does not tell."""
     history = adamx.History()
     for i in range(1, 41):
         history.append(measured(10 * i - 3, 10 * i, count=10 * i), step=10_000 * i)
-    assert history.measured_steps.tolist() == (history.steps - 3000).tolist()
+    want = (history.steps - 3000).tolist()
+    assert history.measured_steps.tolist() == [9997, *want[1:]]
+    history = adamx.History()  # epochs of a hundred steps: of no run that went on
+    for i in range(1, 5):
+        history.append(measured(100 * i - 30, 100 * i, count=100 * i), step=i)
+    assert history.measured_steps.tolist() == [1, 2, 3, 4]
 
 
 def test_in_a_late_stage_measurements_stand_where_it_stands():
@@ -221,3 +226,72 @@ def test_going_back_keeps_what_only_the_records_that_leave_had_measured(tmp_path
     with pytest.warns(UserWarning, match="went back from step 3 to 2"):
         again = adamx.History(tmp_path / "run.jsonl")
     assert history.measured_steps.tolist() == again.measured_steps.tolist() == [1, 2]
+
+
+def plain(steps, path=None):
+    """A history of a run without `diagnose`, its steps passed by hand."""
+    history = adamx.History(path)
+    for step in steps:
+        history.append(Reading(count=step), loss=1.0, step=step)
+    return history
+
+
+# What comes first behind plain records to 1,000: count, seen, step, where measured.
+LATE = {
+    "anew": (15, 15, 1015, 1010),
+    "anew, and unrecorded for a while": (15, 15, 1515, 1510),
+    "counting on": (1015, 15, 1015, 1010),
+    "counting on, and steps from elsewhere": (15, 15, 51_015, 51_010),
+    "around accumulation": (15, 60, 1015, 1003),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+@pytest.mark.parametrize("is_said", [True, False])
+def test_diagnose_that_comes_later_measures_behind_the_record_before(
+    tmp_path, name, is_said
+):
+    count, seen, step, want = LATE[name]
+    history = plain(range(100, 1001, 100), tmp_path / "run.jsonl")
+    history.append(measured(10, seen, count=count), step=step)
+    if not is_said:
+        without_seen(history.path)
+    found = adamx.History(history.path).measured_steps
+    assert history.measured_steps.tolist() == [want]
+    assert found.tolist() == [want] if is_said else 1000 < found[0] <= step
+
+
+def test_in_epochs_it_measures_behind_the_record_before():
+    history = plain(range(1, 31))
+    history.append(measured(50, 100, count=100), step=31)
+    assert history.measured_steps.tolist() == [31]
+
+
+def test_diagnose_that_comes_again_measures_behind_the_record_before():
+    """Measured to step 500, not to step 1,000, then by an optimizer made anew."""
+    history = adamx.History()
+    history.append(measured(500, 500, count=500), step=500)
+    for step in range(600, 1001, 100):
+        history.append(Reading(count=step), step=step)
+    history.append(measured(10, 20, count=20), step=1020)
+    assert history.measured_steps.tolist() == [500, 1010]
+
+
+# The first record of all, with its step passed: count, seen, step, where measured.
+FIRST = {
+    "from the start": (100, 100, 100, 50),
+    "a run that goes on": (100, 100, 50_100, 50_050),
+    "that counts on": (50_100, 100, 50_100, 50_050),
+    "without a count": (None, 100, 50_100, 50_050),
+    "around accumulation": (25, 100, 50_025, 50_013),
+    "around accumulation, in micro-steps": (25, 100, 100, 50),
+    "in a late stage": (400, 100, 50_400, 50_350),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_the_first_record_of_a_run(name):
+    count, seen, step, want = FIRST[name]
+    history = adamx.History()
+    history.append(measured(50, seen, count=count), step=step)
+    assert history.measured_steps.tolist() == [want]

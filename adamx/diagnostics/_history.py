@@ -334,7 +334,7 @@ class History(Sequence[Record]):
         step = uncounted if row.step is None else row.step
         keep = self._kept(row.step)
         if keep < len(self):
-            last, before = self._steps[-1], len(self._rows)
+            last, gone = self._steps[-1], len(self) - keep
             del self._rows[keep:], self._steps[keep:]
             measured = self._measured()
             self._last = measured[-1] if measured else None
@@ -342,12 +342,13 @@ class History(Sequence[Record]):
             known = [Clock(seen, at) for seen, at in clocks if seen is not None]
             self._clock = known[-1] if known else None
             warnings.warn(
-                f"the run went back from step {last} to {step}: {before - keep} "
+                f"the run went back from step {last} to {step}: {gone} "
                 "records left the history. Behind a restored checkpoint that is right; "
                 "a new run, or a second optimizer, wants a History of its own.",
                 stacklevel=stacklevel,
             )
         if row.measured is not None:
+            before, is_counted = max(self._steps[-1:], default=0), self._is_counted
             shared = {
                 kind: self._shared.setdefault(names, names)
                 for kind in ("layers", "numbers")
@@ -359,7 +360,7 @@ class History(Sequence[Record]):
                 shared["numbers"],
                 row.measured.values,
                 row.measured.unseen,
-                row.measured_step(step, self._clock) if self._is_counted else None,
+                row.measured_step(step, self._clock, before) if is_counted else None,
             )
             row = dataclasses.replace(row, measured=one)
             self._last = one

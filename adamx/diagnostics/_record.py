@@ -111,8 +111,13 @@ class Row:
     @property
     def step(self) -> int | None:
         """See `Record`; None: neither passed nor counted."""
-        if self.passed_step is not None or "count" not in self.fields:
-            return self.passed_step
+        return self.taken if self.passed_step is None else self.passed_step
+
+    @property
+    def taken(self) -> int | None:
+        """The steps of training that the optimizer counted or skipped."""
+        if "count" not in self.fields:
+            return None
         if self.unseen is not None:
             return self.fields["count"] + self.unseen
         # A line of an earlier version: of what was skipped, it had seen nothing.
@@ -121,13 +126,24 @@ class Row:
         whole = [k for k in among if isinstance(k, int)]
         return self.fields["count"] + max(whole, default=0)
 
-    def measured_step(self, step: int, last: Clock | None) -> int:
-        """When it was measured: at this record of that step, or since the last."""
+    def measured_step(self, step: int, last: Clock | None, before: int) -> int:
+        """When it was measured: at this record of that step, or since the last.
+
+        `before`: the step of the record before, which may have no clock.
+        """
         assert self.measured is not None
         assert self.counted is not None
         now = Clock(self.counted, step)
-        last = last or beginning(now, self.fields.get("count", 0))
-        return step_of(self.measured.count, now, last)
+        if last is None:
+            count = self.fields.get("count", 0)
+            own = now.seen + self.measured.unseen
+            taken = own if self.taken is None or own == step else self.taken
+            is_sure = self.seen is not None or self.measured.count > before
+            known = 0 if step == taken and is_sure else before
+            last = beginning(now, count, taken, known)
+        # In lines of earlier versions only a measurement has a clock.
+        known = 0 if self.seen is None else before
+        return step_of(self.measured.count, now, last, known)
 
     def record(self, step: int) -> Record:
         """As a user sees it."""
