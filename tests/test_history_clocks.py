@@ -1,6 +1,7 @@
 """History: measurements stand at the steps of the records, whatever diagnose counts."""
 
 import json
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -295,3 +296,42 @@ def test_the_first_record_of_a_run(name):
     history = adamx.History()
     history.append(measured(50, seen, count=count), step=step)
     assert history.measured_steps.tolist() == [want]
+
+
+class Foreign(NamedTuple):
+    """A State of somebody else's, which does not say what it has counted."""
+
+    n: Any
+
+    def readings(self):
+        return {"count": self.n, "diagnostics": Diagnostics(self.n, {"w": {"x": 2.0}})}
+
+
+OTHERS = {"foreign": None, "diagnose": adamx.diagnose(ADAM, every=1), "none": ADAM}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_first"),
+    [("foreign", True), ("diagnose", True), ("diagnose", False), ("none", True)],
+)
+def test_a_batch_of_stages_of_which_one_does_not_say_what_it_counted(name, is_first):
+    """One member in each of two stages: what was counted is not known, of either."""
+    mine = optax.GradientTransformation(
+        lambda params: Foreign(jnp.zeros((), jnp.int32)),
+        lambda updates, state, params=None: (updates, Foreign(state.n + 1)),
+    )
+    both = [mine, OTHERS[name] or mine][:: 1 if is_first else -1]
+    tx = adamx.stages([(both[0], 2), (both[1], None)])
+    states, update = [tx.init(PARAMS)], jax.jit(tx.update)
+    for _ in range(4):
+        states.append(update(PARAMS, states[-1], PARAMS)[1])
+    state = jax.tree.map(lambda *x: jnp.stack(x), states[1], states[4])
+    for read in (adamx.read, jax.jit(adamx.read)):
+        reading = read(state)
+        assert reading.diagnostics.seen is None
+        want = [1, 0 if name == "none" else 2]
+        assert np.asarray(reading.diagnostics.count).tolist() == want
+        history = adamx.History()
+        for i in range(2):
+            history.append(jax.tree.map(lambda x, i=i: x[i], reading))
+        assert history.steps.tolist() == [1, 4]
