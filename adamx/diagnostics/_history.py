@@ -131,8 +131,8 @@ class History(Sequence[Record]):
             (`grad_norm`) is what `column` gives by that name.
 
         Raises:
-          TypeError, ValueError: no Reading, or a metric that is no scalar, by name;
-            nothing is added.
+          TypeError, ValueError: no Reading, a metric that is no scalar, or a number
+            that a file cannot say, by name; nothing is added.
         """
         passed = {"loss": loss, "val_loss": val_loss, **metrics}
         row = self._without_repeat(_record.row(reading, passed, step))
