@@ -43,6 +43,50 @@ def test_metrics(name, tmp_path):
     assert not (tmp_path / "run.jsonl").exists(), "nothing is written"
 
 
+DEEP = {"x": {"a": {"b": 1.0}}}
+HUGE = 10**400
+
+
+def _measured(count=1, value=1.0, **others):
+    return Reading(
+        count=5, diagnostics=Diagnostics(count, {"w": {"x": value}}, **others)
+    )
+
+
+# What a line of a file cannot say, or what could not be placed.
+UNWRITABLE = {
+    "a nested group": (
+        Reading(count=1, learning_rate=DEEP["x"]), "'learning_rate/a' number {'b': 1.0}"),
+    "a nested group of more": (Reading(count=1, more=DEEP), "'more/x/a' number"),
+    "more of none": (Reading(count=1, more=3), "'more' object 3"),
+    "a count by group": (Reading(count={"a": 1}), "'count' number {'a': 1}"),
+    "half a count": (Reading(count=1.5), "'count' whole 1.5"),
+    "a count of NaN": (Reading(count=float("nan")), "'count' whole nan"),
+    "a negative count": (Reading(count=-1), f"'count' 0 {2**63 - 1} -1"),
+    "a count that is no int64": (Reading(count=2**63), f"'count' 0 got {2**63}"),
+    "a count of many digits": (Reading(count=10**300), "'count' more than 30 digits"),
+    "a sum that is no int64": (
+        Reading(count=2**63 - 1, unseen=5), f"'count with what was skipped' {2**63 + 4}"),
+    "negative unseen": (Reading(count=9, unseen=-1), "'unseen' 0 -1"),
+    "half unseen": (Reading(count=9, unseen=0.5), "'unseen' whole 0.5"),
+    "negative skipped": (Reading(count=1, skipped=-1), "'skipped' 0 or more -1"),
+    "negative skipped by group": (
+        Reading(count=1, skipped={"a": 1, "b": -2}), "'skipped' 0 or more -2"),
+    "a huge number": (Reading(count=1, learning_rate=HUGE), "'learning_rate' range"),
+    "a huge number by group": (
+        Reading(count=1, more={"x": {"a": -HUGE}}), "'more/x/a' range float"),
+    "a huge number in a layer": (_measured(value=HUGE), "'x/w' range float"),
+    "diagnostics before the start": (_measured(-2), "'diagnostics/count' 0 -2"),
+    "half a count of diagnostics": (_measured(0.5), "'diagnostics/count' whole 0.5"),
+    "negative unseen of diagnostics": (
+        _measured(unseen=-1), "'diagnostics/unseen' 0 -1"),
+    "a sum of diagnostics that is no int64": (
+        _measured(2**63 - 1, unseen=1), "'count with what was skipped'"),
+    "unseen by group": (Reading(count=9, unseen={"a": 1}), "'unseen' whole {'a': 1}"),
+    "negative seen": (_measured(seen=-1), "'seen' 0 -1"),
+    "seen of NaN": (_measured(seen=float("nan")), "'seen' whole nan"),
+}  # fmt: skip
+
 READINGS = {
     "None": (None, TypeError, "`reading` adamx.Reading None adamx.read(state)"),
     "a state": (
@@ -67,6 +111,10 @@ READINGS = {
         "`r/p50/w` (2,) vmap",
     ),
     "text": (Reading(count=1, grad_norm="1"), TypeError, "`grad_norm` '1' readings()"),
+    **{
+        name: (value, ValueError, f"`reading` file {expected} readings()")
+        for name, (value, expected) in UNWRITABLE.items()
+    },
 }
 
 
@@ -77,6 +125,29 @@ def test_readings(name, tmp_path):
     _check(lambda: history.append(value), exception, expected)
     assert len(history) == 0
     assert not (tmp_path / "run.jsonl").exists()
+
+
+def test_what_is_appended_is_loaded_again(tmp_path):
+    """The odd ones that are let through; what is None is left out."""
+    history = adamx.History(tmp_path / "run.jsonl")
+    nan, inf = float("nan"), float("inf")
+    none: dict = {"a": None, "b": 1}
+    for reading in (
+        Reading(count=1.0, unseen=np.float32(0.0), skipped=nan),
+        Reading(count=True, more={"x": {}, "y": none}),
+        Reading(count=2, learning_rate=none, skipped=none, more={"x": None}),
+        Reading(more=None),
+        _measured(4.0, nan, seen=5.0),
+        _measured(6, -inf, seen=2**63 - 1, unseen=2**63 - 7),
+        Reading(count=2**63 - 6, unseen=5, grad_norm=2**70, switch_step=-1),
+    ):
+        history.append(reading)
+    for found in (adamx.History(history.path), adamx.History.load(history.path)):
+        assert not found.broken
+        assert found.steps.tolist() == history.steps.tolist()
+        assert found.measured_steps.tolist() == history.measured_steps.tolist()
+        assert repr(found[:]) == repr(history[:])
+    assert "None" not in repr([dict(one.reading.more) for one in history])
 
 
 def test_inside_jit():

@@ -79,7 +79,10 @@ def _of_stage(stage: Any, found: list[Reading]) -> dict[str, Any]:
 
 
 def _measured(xp: Any, stage: Any, values: list[Any]) -> Diagnostics:
-    """What each member's stage has measured; NaN where that measures nothing."""
+    """What each member's stage has measured; NaN where that measures nothing.
+
+    What all have counted is known where every stage that measures says it.
+    """
     nothing = Diagnostics(0, {}, 0, 0)
     each = [nothing if value is None else value for value in values]
     names: dict[str, dict[str, None]] = {}
@@ -95,10 +98,10 @@ def _measured(xp: Any, stage: Any, values: list[Any]) -> Diagnostics:
         }
         for layer, numbers in names.items()
     }
-    count, seen = (
-        _select(xp, stage, [getattr(one, name) for one in each])
-        for name in ("count", "seen")
-    )
+    count = _select(xp, stage, [one.count for one in each])
+    counted = [one.seen for one in each]
+    is_said = all(value is not None for value in counted)
+    seen = _select(xp, stage, counted) if is_said else None
     unseen = [0 if one.unseen is None else one.unseen for one in each]
     has_unseen = any(one.unseen is not None for one in values if one is not None)
     own = _select(xp, stage, unseen) if has_unseen else None

@@ -5,8 +5,8 @@ from adamx.diagnostics._diagnose import diagnose as diagnose
 from adamx.diagnostics._health import Finding as Finding
 from adamx.diagnostics._health import Findings as Findings
 from adamx.diagnostics._health import health as health
-from adamx.diagnostics._history import BrokenLine as BrokenLine
 from adamx.diagnostics._history import History as History
+from adamx.diagnostics._lines import BrokenLine as BrokenLine
 from adamx.diagnostics._range_test import LrRangeTest as LrRangeTest
 from adamx.diagnostics._range_test import lr_range_test as lr_range_test
 from adamx.diagnostics._record import Record as Record

@@ -1,32 +1,20 @@
 """READINGS -> HISTORY: a run on the host, kept in a file as it goes."""
 
+import bisect
 import dataclasses
 import os
 import pathlib
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 
 from adamx.diagnostics import _lines, _record
 from adamx.diagnostics._clock import Clock
+from adamx.diagnostics._lines import BrokenLine
 from adamx.diagnostics._record import Measurement, Record, Row
 from adamx.diagnostics._relate import Relations, relate
-
-
-class BrokenLine(NamedTuple):
-    """A line of a file that is no record.
-
-    Attributes:
-      number: of the line, from 1.
-      reason: what is wrong with it.
-      text: how it begins.
-    """
-
-    number: int
-    reason: str
-    text: str
 
 
 class History(Sequence[Record]):
@@ -83,7 +71,7 @@ class History(Sequence[Record]):
         self._rows: list[Row] = []
         self._steps: list[int] = []
         self._is_counted = False
-        self._last_count: int | None = None  # of the diagnostics stored last
+        self._last: Measurement | None = None  # the one stored last
         self._clock: Clock | None = None  # of the last record that has one
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
         if path is not None:
@@ -143,11 +131,11 @@ class History(Sequence[Record]):
             (`grad_norm`) is what `column` gives by that name.
 
         Raises:
-          TypeError, ValueError: no Reading, or a metric that is no scalar, by name;
-            nothing is added.
+          TypeError, ValueError: no Reading, a metric that is no scalar, or a number
+            that a file cannot say, by name; nothing is added.
         """
         passed = {"loss": loss, "val_loss": val_loss, **metrics}
-        row = _record.row(reading, passed, step, self._last_count)
+        row = self._without_repeat(_record.row(reading, passed, step))
         if self.path is not None:
             _lines.append(self.path, _lines.to_line(row))
         self._add(row)
@@ -323,43 +311,59 @@ class History(Sequence[Record]):
         kinds = {id(getattr(m, kind)): getattr(m, kind) for m in self._measured()}
         return tuple(dict.fromkeys(name for names in kinds.values() for name in names))
 
+    def _without_repeat(self, row: Row) -> Row:
+        """Without a measurement that is there already, and will be still."""
+        last, keep = self._last, self._kept(row.step)
+        if keep < len(self):
+            kept = (one.measured for one in reversed(self._rows[:keep]))
+            last = next((one for one in kept if one is not None), None)
+        if row.measured is None or not row.measured.repeats(last):
+            return row
+        return dataclasses.replace(row, measured=None)
+
+    def _kept(self, step: int | None) -> int:
+        """How many records stay where one of that step is added."""
+        if step is None or not self._steps or step >= self._steps[-1]:
+            return len(self)
+        return bisect.bisect_left(self._steps, step)
+
     def _add(self, row: Row, stacklevel: int = 3) -> None:
+        row = self._without_repeat(row)
         self._is_counted = self._is_counted or row.step is not None
         uncounted = self._steps[-1] if self._is_counted and self._steps else len(self)
         step = uncounted if row.step is None else row.step
-        if self._steps and step < self._steps[-1]:
-            last, before = self._steps[-1], len(self._rows)
-            keep = next(i for i, s in enumerate(self._steps) if s >= step)
+        keep = self._kept(row.step)
+        if keep < len(self):
+            last, gone = self._steps[-1], len(self) - keep
             del self._rows[keep:], self._steps[keep:]
-            counts = [one.count for one in self._measured()]
-            self._last_count = counts[-1] if counts else None
+            measured = self._measured()
+            self._last = measured[-1] if measured else None
             clocks = zip((r.counted for r in self._rows), self._steps, strict=True)
             known = [Clock(seen, at) for seen, at in clocks if seen is not None]
             self._clock = known[-1] if known else None
-            if row.measured is not None and row.measured.count == self._last_count:
-                row = dataclasses.replace(row, measured=None)  # before, and still there
             warnings.warn(
-                f"the run went back from step {last} to {step}: {before - keep} "
+                f"the run went back from step {last} to {step}: {gone} "
                 "records left the history. Behind a restored checkpoint that is right; "
                 "a new run, or a second optimizer, wants a History of its own.",
                 stacklevel=stacklevel,
             )
         if row.measured is not None:
+            before, is_counted = max(self._steps[-1:], default=0), self._is_counted
             shared = {
                 kind: self._shared.setdefault(names, names)
                 for kind in ("layers", "numbers")
                 for names in [getattr(row.measured, kind)]
             }
-            measured = Measurement(
+            one = Measurement(
                 row.measured.count,
                 shared["layers"],
                 shared["numbers"],
                 row.measured.values,
                 row.measured.unseen,
-                row.measured_step(step, self._clock) if self._is_counted else None,
+                row.measured_step(step, self._clock, before) if is_counted else None,
             )
-            row = dataclasses.replace(row, measured=measured)
-            self._last_count = measured.count
+            row = dataclasses.replace(row, measured=one)
+            self._last = one
         if row.counted is not None:
             self._clock = Clock(row.counted, step)
         self._rows.append(row)

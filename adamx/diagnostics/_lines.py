@@ -15,19 +15,38 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from adamx import _checks
-from adamx.diagnostics._record import FIELDS, MOST_STEPS, Measurement, Row
+from adamx.diagnostics._record import (
+    FIELDS,
+    Measurement,
+    Row,
+    check,
+    check_number,
+    check_steps,
+)
 
 # What a line says: one of them at least. A step alone says nothing.
 _KEYS = {*FIELDS, "metrics", "diagnostics"}
 _WHOLE = ("step", "unseen", "seen")
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
-# How deep objects stand in a field; by group in the others.
-_DEPTHS = {"count": 0, "more": 2}
+
+
+class BrokenLine(NamedTuple):
+    """A line of a file that is no record.
+
+    Attributes:
+      number: of the line, from 1.
+      reason: what is wrong with it.
+      text: how it begins.
+    """
+
+    number: int
+    reason: str
+    text: str
 
 
 def to_line(row: Row) -> bytes:
@@ -63,26 +82,10 @@ def from_line(line: bytes) -> Row:
         raise ValueError(f"expected an object, got {type(found).__name__}")
     if not _KEYS & set(found):
         raise ValueError(f"expected one of {', '.join(sorted(_KEYS))}, got none")
-    fields = {
-        name: _decoded(found[name], name, _DEPTHS.get(name, 1))
-        for name in FIELDS
-        if name in found
-    }
-    metrics = _decoded(found.get("metrics", {}), "metrics", 1)
-    for name, value in (("metrics", metrics), ("more", fields.get("more", {}))):
-        if not isinstance(value, dict):
-            raise ValueError(f"'{name}' must be an object, got {value!r}")
-    for name in ("count", *_WHOLE):
-        _check_steps(found.get(name), name)
-    skipped = fields.get("skipped", 0)
-    for value in skipped.values() if isinstance(skipped, dict) else [skipped]:
-        if value < 0:
-            raise ValueError(f"'skipped' must be 0 or more, got {value!r}")
+    fields = {name: _decoded(found[name]) for name in FIELDS if name in found}
+    metrics = _decoded(found.get("metrics", {}))
     measured = _measurement(found.get("diagnostics"))
-    row = Row(fields, metrics, measured, *(found.get(name) for name in _WHOLE))
-    for step in (row.step, None if measured is None else measured.at):
-        _check_steps(step, "count")
-    return row
+    return check(Row(fields, metrics, measured, *(found.get(name) for name in _WHOLE)))
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes, Row | str]]:
@@ -120,26 +123,18 @@ def _measurement(found: Any) -> Measurement | None:
         count, numbers, layers = found["count"], found["numbers"], found["layers"]
         if not isinstance(numbers, list):
             raise ValueError(f"'numbers' must be a list, got {numbers!r}")
-        rows = [[_decoded(x, layer) for x in row] for layer, row in layers.items()]
+        rows = [_decoded(row) for row in layers.values()]
+        for layer, row in zip(layers, rows, strict=True):
+            for x in row:
+                check_number(layer, x)
         values = np.array(rows, np.float64).reshape(len(rows), len(numbers))
         names = tuple(map(str, numbers))
         unseen = found.get("unseen", 0)
         for name, value in (("count", count), ("unseen", unseen)):
-            _check_steps(value, name, is_needed=True)
+            check_steps(name, value)
         return Measurement(count, tuple(layers), names, values, unseen)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"'diagnostics' cannot be read: {error}") from None
-
-
-def _check_steps(value: Any, name: str, *, is_needed: bool = False) -> None:
-    """A number of steps, as an int64 holds it."""
-    if value is None and not is_needed:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"'{name}' must be a whole number, got {value!r}")
-    if not 0 <= value <= MOST_STEPS:
-        shown = value if abs(value) < 10**30 else "a number of more than 30 digits"
-        raise ValueError(f"'{name}' must be from 0 to {MOST_STEPS}, got {shown}")
 
 
 def _encoded(value: Any) -> Any:
@@ -155,22 +150,13 @@ def _encoded(value: Any) -> Any:
     return value
 
 
-def _decoded(value: Any, name: str, depth: int = 0) -> Any:
-    """A number; at `depth` 1 an object of numbers too, at 2 one of such objects."""
-    if isinstance(value, dict) and depth:
-        return {
-            key: _decoded(inner, f"{name}/{key}", depth - 1)
-            for key, inner in value.items()
-        }
-    if isinstance(value, str) and value in _NOT_FINITE:
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"'{name}' must be a number, got {value!r}")
-    try:
-        float(value)
-    except OverflowError:
-        raise ValueError(f"'{name}' must be within the range of a float") from None
-    return value
+def _decoded(value: Any) -> Any:
+    """What `_encoded` had; unchecked."""
+    if isinstance(value, dict):
+        return {key: _decoded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_decoded(inner) for inner in value]
+    return float(value) if value in _NOT_FINITE else value
 
 
 def checked_path(path: Any) -> pathlib.Path:

@@ -22,6 +22,8 @@ FIELDS = tuple(
 )
 # Steps are int64.
 MOST_STEPS = 2**63 - 1
+# How deep objects stand in a field; by group in the others.
+_DEPTHS = {"count": 0, "more": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,19 @@ class Measurement:
         """The step; where nothing else counts, what `diagnose` knows of it."""
         return self.count + self.unseen if self.step is None else self.step
 
+    def repeats(self, last: "Measurement | None") -> bool:
+        """Whether it is `last`, read again: an optimizer made anew counts alike."""
+        if last is None or self.count != last.count:
+            return False
+        if (self.layers, self.numbers) == (last.layers, last.numbers):
+            return np.array_equal(self.values, last.values, equal_nan=True)
+        if {*self.layers} != {*last.layers} or {*self.numbers} != {*last.numbers}:
+            return False
+        rows = [last.layers.index(layer) for layer in self.layers]
+        columns = [last.numbers.index(name) for name in self.numbers]
+        values = last.values[np.ix_(rows, columns)]
+        return np.array_equal(self.values, values, equal_nan=True)
+
     def unpacked(self, seen: int | None) -> Diagnostics:
         """As a `Reading` has it."""
         pairs = zip(self.layers, self.values.tolist(), strict=True)
@@ -98,8 +113,13 @@ class Row:
     @property
     def step(self) -> int | None:
         """See `Record`; None: neither passed nor counted."""
-        if self.passed_step is not None or "count" not in self.fields:
-            return self.passed_step
+        return self.taken if self.passed_step is None else self.passed_step
+
+    @property
+    def taken(self) -> int | None:
+        """The steps of training that the optimizer counted or skipped."""
+        if "count" not in self.fields:
+            return None
         if self.unseen is not None:
             return self.fields["count"] + self.unseen
         # A line of an earlier version: of what was skipped, it had seen nothing.
@@ -108,13 +128,24 @@ class Row:
         whole = [k for k in among if isinstance(k, int)]
         return self.fields["count"] + max(whole, default=0)
 
-    def measured_step(self, step: int, last: Clock | None) -> int:
-        """When it was measured: at this record of that step, or since the last."""
+    def measured_step(self, step: int, last: Clock | None, before: int) -> int:
+        """When it was measured: at this record of that step, or since the last.
+
+        `before`: the step of the record before, which may have no clock.
+        """
         assert self.measured is not None
         assert self.counted is not None
         now = Clock(self.counted, step)
-        last = last or beginning(now, self.fields.get("count", 0))
-        return step_of(self.measured.count, now, last)
+        if last is None:
+            count = self.fields.get("count", 0)
+            own = now.seen + self.measured.unseen
+            taken = own if self.taken is None or own == step else self.taken
+            is_sure = self.seen is not None or self.measured.count > before
+            known = 0 if step == taken and is_sure else before
+            last = beginning(now, count, taken, known)
+        # In lines of earlier versions only a measurement has a clock.
+        known = 0 if self.seen is None else before
+        return step_of(self.measured.count, now, last, known)
 
     def record(self, step: int) -> Record:
         """As a user sees it."""
@@ -124,34 +155,95 @@ class Row:
         return Record(step, reading, dict(self.metrics))
 
 
-def row(
-    reading: Any, metrics: Mapping[str, Any], step: Any, last_count: int | None
-) -> Row:
-    """The checked row of a reading; `last_count`: of the diagnostics stored last."""
+def row(reading: Any, metrics: Mapping[str, Any], step: Any) -> Row:
+    """The checked row of a reading."""
     if not isinstance(reading, Reading):
         raise TypeError(
             f"`reading` must be an adamx.Reading, got {_checks.describe_value(reading)}"
             "; pass adamx.read(state), with the optimizer's state of that step."
         )
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"more": {}}
     for name in FIELDS:
-        value = getattr(reading, name)
-        if isinstance(value, Mapping):
-            value = {
-                key: _by_group(f"{name}/{key}", inner) for key, inner in value.items()
-            }
-        elif value is not None:
-            value = _recorded(name, value)
+        value = _by_group(name, getattr(reading, name))
         if value is not None:
-            fields[name] = value
+            fields[name] = _whole(value) if name == "count" else value
     checked = {name: _metric(name, value) for name, value in metrics.items()}
     present = {name: value for name, value in checked.items() if value is not None}
-    measured = _measurement(reading.diagnostics, last_count)
-    unseen = reading.unseen
-    unseen = None if unseen is None else int(_recorded("unseen", unseen))
-    seen = None if reading.diagnostics is None else reading.diagnostics.seen
-    seen = None if seen is None else int(_recorded("diagnostics.seen", seen))
-    return Row(fields, present, measured, _step(step), unseen, seen)
+    diagnostics = reading.diagnostics
+    seen = None if diagnostics is None else diagnostics.seen
+    seen = _whole(_by_group("diagnostics.seen", seen))
+    unseen = _whole(_by_group("unseen", reading.unseen))
+    try:
+        measured = _measurement(diagnostics)
+        return check(Row(fields, present, measured, _step(step), unseen, seen))
+    except _UnwritableError as error:
+        raise ValueError(
+            f"`reading` must hold what a file of a History can say: {error}. A state's "
+            "readings() answers with numbers, or dicts of them by group."
+        ) from None
+
+
+class _UnwritableError(ValueError):
+    """What no line of a file can say."""
+
+
+def check(row: Row) -> Row:
+    """The row, if a line of a file can say it; ValueError names what it cannot."""
+    for name, values in (*row.fields.items(), ("metrics", row.metrics)):
+        check_number(name, values, _DEPTHS.get(name, 1))
+    for name, values in (("metrics", row.metrics), ("more", row.fields.get("more"))):
+        if values is not None and not isinstance(values, Mapping):
+            raise _UnwritableError(f"'{name}' must be an object, got {values!r}")
+    skipped = row.fields.get("skipped", 0)
+    for value in skipped.values() if isinstance(skipped, Mapping) else [skipped]:
+        if value < 0:
+            raise _UnwritableError(f"'skipped' must be 0 or more, got {_shown(value)}")
+    one = row.measured
+    for name, value in (
+        ("count", row.fields.get("count")),
+        ("step", row.passed_step),
+        ("unseen", row.unseen),
+        ("seen", row.seen),
+        ("diagnostics/count", one and one.count),
+        ("diagnostics/unseen", one and one.unseen),
+    ):
+        if value is not None:
+            check_steps(name, value)
+    for value in (row.step, one and one.at):
+        if value is not None:
+            check_steps("count with what was skipped", value)
+    return row
+
+
+def check_number(name: str, value: Any, depth: int = 0) -> None:
+    """A number; at `depth` 1 an object of numbers too, at 2 one of such objects."""
+    if isinstance(value, Mapping) and depth:
+        for key, inner in value.items():
+            check_number(f"{name}/{key}", inner, depth - 1)
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _UnwritableError(f"'{name}' must be a number, got {value!r}")
+    try:
+        float(value)
+    except OverflowError:
+        raise _UnwritableError(
+            f"'{name}' must be within the range of a float"
+        ) from None
+
+
+def check_steps(name: str, value: Any) -> None:
+    """A number of steps, as an int64 holds it."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _UnwritableError(f"'{name}' must be a whole number, got {value!r}")
+    if not 0 <= value <= MOST_STEPS:
+        raise _UnwritableError(
+            f"'{name}' must be from 0 to {MOST_STEPS}, got {_shown(value)}"
+        )
+
+
+def _shown(value: int | float) -> str:
+    is_long = isinstance(value, int) and abs(value) >= 10**30
+    return "a number of more than 30 digits" if is_long else repr(value)
 
 
 def _step(given: Any) -> int | None:
@@ -168,17 +260,23 @@ def _step(given: Any) -> int | None:
 
 
 def _by_group(name: str, value: Any) -> Any:
-    """What stands in a dict by group, or in `more`: a number or a dict of them."""
+    """A number or a dict of them, without what is None."""
     if isinstance(value, Mapping):
-        return {key: _by_group(f"{name}/{key}", inner) for key, inner in value.items()}
+        found = {key: _by_group(f"{name}/{key}", x) for key, x in value.items()}
+        return {key: inner for key, inner in found.items() if inner is not None}
     return value if value is None else _recorded(name, value)
 
 
-def _measurement(diagnostics: Any, last_count: int | None) -> Measurement | None:
+def _whole(value: Any) -> Any:
+    """2 for 2.0: a count that was selected among floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _measurement(diagnostics: Any) -> Measurement | None:
     if diagnostics is None:
         return None
-    count = _recorded("diagnostics.count", diagnostics.count)
-    if count in (0, last_count):
+    count = _whole(_recorded("diagnostics.count", diagnostics.count))
+    if count == 0:
         return None
     names: dict[str, None] = {}
     for found in diagnostics.layers.values():
@@ -188,14 +286,12 @@ def _measurement(diagnostics: Any, last_count: int | None) -> Measurement | None
         for j, name in enumerate(names):
             if name in found:
                 value = found[name]
-                is_plain = type(value) in (int, float)
-                values[i, j] = (
-                    value if is_plain else _recorded(f"{name}/{layer}", value)
-                )
-    unseen = diagnostics.unseen
-    unseen = 0 if unseen is None else int(_recorded("diagnostics.unseen", unseen))
-    layers = tuple(diagnostics.layers)
-    return Measurement(int(count), layers, tuple(names), values, unseen)
+                if type(value) is not float:
+                    value = _recorded(f"{name}/{layer}", value)
+                    check_number(f"{name}/{layer}", value)
+                values[i, j] = value
+    unseen = _whole(_by_group("diagnostics.unseen", diagnostics.unseen)) or 0
+    return Measurement(count, tuple(diagnostics.layers), tuple(names), values, unseen)
 
 
 def _recorded(name: str, value: Any) -> int | float:
