@@ -205,7 +205,7 @@ def test_sampled_percentiles_are_within_the_stated_bound():
         assert layers[f"{i:02}"]["still_share"] == pytest.approx(still, abs=0.05)
 
 
-@pytest.mark.parametrize("count", [30, 100, 300])
+@pytest.mark.parametrize("count", some([30, 100, 300], 100))
 def test_many_small_leaves_count_for_what_they_are(count):
     """A matrix of noise, and vectors of 10 with r = 1: up to 1.5% of the elements."""
     rng = np.random.default_rng(0)

@@ -169,6 +169,7 @@ def test_without_any_other_count_it_is_what_diagnose_counts():
     assert history.measured_steps.tolist() == [100, 200, 300]
 
 
+@pytest.mark.slow  # two large programs
 def test_a_batch_says_what_each_member_has_counted():
     diagnosed = adamx.diagnose(ADAM, every=2)
     tx = adamx.groups([("a", diagnosed)], default=adamx.diagnose(ADAM, every=3))
