@@ -22,6 +22,7 @@ SOLVED = 0.01  # of the first loss: gradients are about 0
 SOLVED_RECORDS = 5
 BEGAN_RECORDS = 5
 BLOWN_UP = 0.5  # of the first loss, above it
+NOISE_RECORDS = 20
 TO_DEVIATION = 1.4826  # of Gaussian noise: its deviation over the median of its size
 
 
@@ -195,6 +196,15 @@ def fluctuation(values: np.ndarray) -> float:
     A deviation: of noise without memory its own, times the root of 2.
     """
     return TO_DEVIATION * median(np.abs(np.diff(values)))
+
+
+def noise_of(values: np.ndarray) -> float:
+    """The `fluctuation` of the first 20 or of the last 20, whichever is less.
+
+    What blows up on its way is quiet at one end. 0 where none is known.
+    """
+    ends = values[:NOISE_RECORDS], values[-NOISE_RECORDS:]
+    return float(np.nan_to_num(np.fmin.reduce([fluctuation(x) for x in ends])))
 
 
 def began_at(values: np.ndarray) -> float:

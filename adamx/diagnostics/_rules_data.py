@@ -15,9 +15,9 @@ from adamx.diagnostics._evidence import (
     around,
     began_at,
     columns_named,
-    fluctuation,
     median,
     metric,
+    noise_of,
     running_median,
     span,
 )
@@ -137,8 +137,7 @@ def memorised(run: Run) -> Sequence[Sign]:
     train, now = around(run, steps[-LAST:]), median(values[-LAST:])
     began = began_at(losses)
     won, followed = began - train, max(began, float(values[0])) - now
-    noise = min(fluctuation(x) for x in (losses[:20], losses[-20:]))
-    if not won >= max(LEARNT * abs(began), WON_NOISE * noise):
+    if not won >= max(LEARNT * abs(began), WON_NOISE * noise_of(losses)):
         return []
     has_stopped = _has_stopped(run, steps, values)
     limit = FOLLOWED_LATELY if has_stopped else FOLLOWED

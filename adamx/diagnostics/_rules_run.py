@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from adamx.diagnostics._evidence import (
+    NOISE_RECORDS,
     START,
     Run,
     Sign,
@@ -21,6 +22,7 @@ from adamx.diagnostics._evidence import (
     median,
     medians,
     metric,
+    noise_of,
     relative_rate,
     running_median,
     span,
@@ -34,7 +36,6 @@ SKIPPED_STEPS = 100
 ABOVE_START = 0.5
 ABOVE_START_RECORDS = 5
 ABOVE_NOISE = 4.0
-NOISE_RECORDS = 20
 BURST_STEPS = 2000
 ALTERNATIONS = 0.9
 ALTERNATIONS_RECORDS = 40
@@ -339,8 +340,7 @@ def far_above(first: float, values: np.ndarray) -> float:
     enough, however wild they are.
     """
     size, finite = abs(first), values[np.isfinite(values)]
-    ends = finite[:NOISE_RECORDS], finite[-NOISE_RECORDS:]
-    noise = ABOVE_NOISE * np.nan_to_num(min(map(fluctuation, ends)))
+    noise = ABOVE_NOISE * noise_of(finite)
     if not (finite < 0).any():
         noise = min(noise, size)
     return first + max(ABOVE_START * size, noise)
