@@ -3,6 +3,8 @@
 How the tests compile, and why: `tests/compiling.py`.
 """
 
+import contextlib
+import ctypes
 import gc
 import os
 import pathlib
@@ -37,12 +39,21 @@ def forgets_what_it_compiled():
     """A worker that keeps the programs of all tests grows to many GB.
 
     To forget them takes time too, and so does to compile them again: not more often
-    than need be.
+    than need be. So what is freed is given back to the system: a C library that keeps
+    it, as glibc does, leaves the process as large as it was, and all would be forgotten
+    at the end of every file from then on.
     """
     yield
     if memory() > MOST_MEMORY:
         jax.clear_caches()
         gc.collect()
+        give_back()
+
+
+def give_back():
+    """Freed memory, to the system, where the C library has a word for it."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory() -> float:
