@@ -30,9 +30,10 @@ AS_USERS: dict[str, bool | int | str] = {
 as_users = pytest.mark.usefixtures("compiled_as_users")
 
 
-def flags(quickly: bool | None = None) -> str:
-    """XLA_FLAGS: what is there, and what the quick run adds to it."""
+def flags(quickly: bool | None = None, there: str | None = None) -> str:
+    """XLA_FLAGS: what is there (the environment's), and what the quick run adds."""
     if quickly is None:
         quickly = os.environ.get("ADAMX_TEST_COMPILE") != "full"
-    there = os.environ.get("XLA_FLAGS", "")
+    if there is None:
+        there = os.environ.get("XLA_FLAGS", "")
     return f"{there} {QUICKLY}" if quickly and QUICKLY not in there else there

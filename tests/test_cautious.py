@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
 from adamx.compose._cautious import cautious_leaf
-from tests.compiling import as_users
 from tests.helpers import enable_x64, run_updates, some
 from tests.optimizers_table import LR, NAMES
 from tests.reference_cautious import cautious_adamw
@@ -314,7 +313,6 @@ def test_zero_gradient_is_a_no_op_and_nan_is_seen(row):
 
 
 @by_name
-@as_users
 def test_eight_devices_equal_one(row):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     params = random_like({"w": jnp.zeros((64, 24)), "b": jnp.zeros(24)}, 0)

@@ -299,7 +299,7 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("name", some(STATES, "all at once", "master_weights"))
+@pytest.mark.parametrize("name", some(STATES, "all at once"))
 def test_orbax_brings_a_state_back_in_mid_run(name, tmp_path):
     """As a tree, without `adamx.interop`: what goes on ends with the same bits."""
     from orbax import checkpoint

@@ -275,7 +275,7 @@ SPECIALS = {
 
 # What is refused is so at the first step.
 QUICK = {
-    "all at once": ("sam",),
+    "all at once": ("lookahead",),
     "guard": ("lookahead, reset",),
     "sophia_h": ("reduce_on_plateau", *SPECIALS["sophia_h"].refused),
     "master_weights": ("apply_if_finite", "MultiSteps"),

@@ -121,7 +121,9 @@ def test_dtypes_shapes_and_structure_are_stable(row):
         params = make_params(dtype)
         tx = row.make()
         state = tx.init(params)
-        for seed in range(2):
+        # A second step from what the first left, of one dtype: equal signatures are
+        # equal programs.
+        for seed in range(2 if dtype == jnp.float32 else 1):
             gradients = random_like(params, seed)
             updates, new = jax.eval_shape(tx.update, gradients, state, params)
             assert signature(updates) == signature(gradients)
@@ -633,10 +635,8 @@ def test_a_nan_in_one_part_of_a_complex_number_leaves_the_other():
 # ------------------------------------------------------------ donation and sharding
 
 
-# A sum, moments, a jump, a leaf's norm, rows, held parameters, what needs most memory.
-@by_these(
-    "sgd", "adamw", "lion", "lamb", "sparse_adam", "schedule_free_adamw", "sophia_g"
-)
+# Moments, a leaf's norm, rows, held parameters, what needs most memory.
+@by_these("adamw", "lamb", "sparse_adam", "schedule_free_adamw", "sophia_g")
 def test_donated_buffers_are_reused_without_temporaries(row):
     params = {"a": jnp.ones((256, 256)), "b": jnp.ones((256,))}
     tx = optax.chain(adamx.clip_by_global_norm(1.0), row.make())

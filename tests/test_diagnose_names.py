@@ -106,9 +106,9 @@ def test_of_stages_in_a_batch_each_member_shows_its_own():
     second = adamx.diagnose(adamx.adam(1e-3), every=2, by=lambda path: path)
     tx = adamx.stages([(first, 3), (second, 3), (adamx.sgd(0.1), None)])
     params = {"w": jnp.ones(4)}
-    states = [tx.init(params)]
+    states, update = [tx.init(params)], jax.jit(tx.update)
     for _ in range(8):
-        states.append(tx.update(params, states[-1], params)[1])
+        states.append(update(params, states[-1], params)[1])
     some = [states[2], states[5], states[8]]
     batch = jax.tree.map(lambda *x: jnp.stack(x), *some)
     for read in (adamx.read, jax.jit(adamx.read)):

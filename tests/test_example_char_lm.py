@@ -80,6 +80,7 @@ def assert_same_bits(out, whole):
     assert log.read_bytes() == whole_log.read_bytes()
 
 
+@pytest.mark.slow  # quickly: a language model, by two processes, in test_processes.py
 def test_quick_run(whole):
     text, out = whole
     nobody, model = (
@@ -94,6 +95,7 @@ def test_quick_run(whole):
     assert "A character-level transformer" in (out / "char_lm.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_run_is_what_is_compared(whole):
     """The records and arrays that a killed run must reach are there, and differ."""
     flat, log = end_of(whole[1])

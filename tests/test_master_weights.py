@@ -509,7 +509,8 @@ def test_map_params_and_checkpoint(kind):
     restored = jax.tree.map(jnp.asarray, restored)
     assert signature(restored) == signature(state)
     gradients = random_like(params, 9)
-    one, two = (tx.update(gradients, s, params) for s in (state, restored))
+    update = jax.jit(tx.update)
+    one, two = (update(gradients, s, params) for s in (state, restored))
     chex.assert_trees_all_equal(one, two)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 import adamx
 from adamx.native import _build, in_passes
+from tests.compiling import flags
 from tests.helpers import ROOT
 from tests.helpers_native import MARKS, adamw
 from tests.helpers_native import cache as cache
@@ -32,7 +33,7 @@ def script(body: str, **environment: str) -> subprocess.CompletedProcess[str]:
         run = jax.jit(lambda p, s, g: step(g, s, p), donate_argnums=(0, 1))
     """
     code = textwrap.dedent(head) + textwrap.dedent(body)
-    paths = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    paths = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags(there="")}
     return subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | paths | environment,

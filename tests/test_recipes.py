@@ -14,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
 from adamx import __main__, catalogue, recipes, schedules
-from tests.compiling import as_users
 from tests.helpers import some
 
 TOTAL = 40
@@ -345,7 +344,6 @@ def test_16_bit_parameters(label):
 
 
 @by_few
-@as_users
 def test_eight_devices(label):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     axes = lambda p: PartitionSpec("data") if p.ndim > 1 else PartitionSpec()  # noqa: E731

@@ -12,6 +12,7 @@ import tempfile
 
 import optax
 
+from tests import compiling
 from tests.optax_own import cases
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,10 +33,12 @@ def run(name, *, replace=None, only=None):
       replace: overrides the run's own `replace`.
       only: the only cases to run, instead of what the run keeps.
     """
-    # JAX's settings of this process (devices, cache, x64) are not the suite's.
+    # JAX's settings of this process (devices, cache, x64) are not the suite's; how it
+    # compiles is.
     drop = ("XLA_", "JAX_", "PYTEST_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment["XLA_FLAGS"] = compiling.flags(there="")
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "report.json")
         command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "--no-header"]
