@@ -1,5 +1,7 @@
 """sharpness against explicit matrices: spectra, denominators, thresholds, clients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -454,8 +456,10 @@ def test_compiled_once_and_for_new_values():
 def test_jit_and_vmap(adam):
     params, state = adam
     a = matrix(SPECTRA["spread"])
-    one = adamx.sharpness(quadratic, params, state, a)
-    both = jax.vmap(adamx.sharpness, in_axes=(None, None, None, 0))
+    # 16 are enough; under vmap all are taken, and each look is at as large a matrix.
+    sharpness = functools.partial(adamx.sharpness, iterations=32)
+    one = sharpness(quadratic, params, state, a)
+    both = jax.vmap(sharpness, in_axes=(None, None, None, 0))
     both = jax.jit(both, static_argnums=0)
     found = both(
         quadratic,
