@@ -236,7 +236,7 @@ def test_strict_dtype_promotion(row):
 # --------------------------------------------------------------- jit, scan and vmap
 
 
-@by_few
+@by_name
 def test_one_compilation_for_all_learning_rates(row):
     params = make_params()
     chex.clear_trace_counter()
@@ -275,7 +275,7 @@ def test_one_compilation_under_inject_hyperparams(row):
         assert all(not np.any(np.asarray(u)) for u in jax.tree.leaves(updates))
 
 
-@by_few_rows
+@by_row
 def test_scan_equals_the_loop(row):
     params = make_params()
     gradients = [random_like(params, seed + 10) for seed in range(5)]

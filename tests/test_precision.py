@@ -304,7 +304,14 @@ def test_bfloat16_parameters_keep_an_exact_second_moment():
 TWINS = list({row.name: row for row in ROWS if row.twin}.values())
 
 
-@pytest.mark.parametrize("row", few([row for row in ROWS if row.twin], TWINS))
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=[] if row in TWINS else pytest.mark.slow, id=row.id)
+        for row in ROWS
+        if row.twin
+    ],
+)
 def test_parity_with_optax(row):
     gradients = _gradients(100)
     params = np.random.default_rng(1).standard_normal(SIZE).astype(np.float32)
