@@ -14,6 +14,7 @@ import jax
 import optax
 
 from adamx._types import GradientTransformation, GradientTransformationExtraArgs, PyTree
+from adamx._writes import in_order
 from adamx.apply import apply_updates
 
 # An attribute of the function `update`, so that it stays with it wherever the pair
@@ -93,7 +94,10 @@ def step_of(tx: GradientTransformation) -> Step:
     def step(
         grads: PyTree, state: Any, params: PyTree, **extra_args: Any
     ) -> tuple[PyTree, Any]:
-        updates, state = tx.update(grads, state, params, **extra_args)
-        return apply_updates(params, updates), state
+        def both(grads: PyTree, state: Any, params: PyTree) -> tuple[PyTree, Any]:
+            updates, state = tx.update(grads, state, params, **extra_args)
+            return apply_updates(params, updates), state
+
+        return in_order(both, grads, state, params)
 
     return step

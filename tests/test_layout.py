@@ -26,7 +26,7 @@ ROOMS = [
     {"schedules"},
     {"transforms"},
     {"optimizers"},
-    {"apply"},
+    {"apply", "_writes"},
     {"_steps"},
     {"compose"},
     {"native"},

@@ -37,6 +37,8 @@ from adamx.moments._look_ahead import warming_look_ahead as warming_look_ahead
 from adamx.moments._order import LARGE as LARGE
 from adamx.moments._order import behind as behind
 from adamx.moments._order import in_turn as in_turn
+from adamx.moments._order import one_of as one_of
+from adamx.moments._order import stored_behind as stored_behind
 from adamx.moments._rounding import key_words as key_words
 from adamx.moments._rounding import random_bits as random_bits
 from adamx.moments._rounding import round_stochastic as round_stochastic

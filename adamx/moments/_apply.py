@@ -25,9 +25,11 @@ from adamx._types import (
     update_dtype,
 )
 from adamx.moments._layout import placed_like
+from adamx.moments._order import turn_of
 from adamx.moments._slots import (
     Slot,
     at_turn,
+    at_turn_to_store,
     deal,
     is_in_passes,
     load,
@@ -136,8 +138,14 @@ def apply_rule(
             values["p"] = load(placed_like(jnp.asarray(p), own_codes), dtype)
         wide = placed_like(g, own_codes).astype(dtype)
 
-        def run(known: Any = None) -> tuple[jax.Array, ...]:
-            held_then = held if known is None else [at_turn(known, own) for own in held]
+        late = turn_of(p)
+
+        def run(known: Any = None, *, is_stored: bool = True) -> tuple[jax.Array, ...]:
+            held_then = held
+            if late is not None and is_stored:
+                held_then = [at_turn_to_store(late, own, dtype) for own in held]
+            if known is not None:
+                held_then = [at_turn(known, own) for own in held_then]
             pairs = enumerate(zip(slots, held_then, strict=True))
             inputs = [
                 slot.load(own, dtype if i < len(signed) else real)
@@ -145,7 +153,7 @@ def apply_rule(
             ]
             return once(wide, *inputs, **values)
 
-        update, *new = run()
+        update, *new = run(is_stored=False)
         chex.assert_equal_shape([update, g])
         emitted = new[len(slots) :]
         stored: list[jax.Array] = []
@@ -163,7 +171,9 @@ def apply_rule(
                 turn = turn_after(new_own, turn)
                 stored += new_own
             else:
-                stored += [new[i].astype(own[0].dtype), *own[1:]]
+                is_narrow = own[0].dtype.itemsize < new[i].dtype.itemsize
+                x = new[i] if late is None or not is_narrow else run()[1 + i]
+                stored += [x.astype(own[0].dtype), *own[1:]]
         return (update.astype(update_dtype(g, p)), *stored, *emitted)
 
     trees = [tree for slot in slots for tree in slot.trees]

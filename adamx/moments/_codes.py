@@ -128,6 +128,7 @@ def find_scales(
     scales: tuple[jax.Array, ...],
     *,
     is_simple: bool = False,
+    is_square: bool = False,
 ) -> tuple[jax.Array, ...]:
     """The largest |x| of each group, for each of the scales; NaN has no part in it.
 
@@ -137,6 +138,7 @@ def find_scales(
         before which the array shall not be computed.
       scales: of the step before, for their shapes.
       is_simple: whether they are written as they are meant, not for XLA's CPU compiler.
+      is_square: whether x is never negative.
     """
     found: list[jax.Array] = []
     for scale in scales:
@@ -148,7 +150,8 @@ def find_scales(
         # One after the other: what is found on the way takes memory.
         is_second = found and found[0].size and not is_simple
         turn = one_of(found[0]) if is_second else None
-        size = _layout.largest(jnp.abs(new(turn)), scale.shape, is_simple=is_simple)
+        x = new(turn) if is_square else jnp.abs(new(turn))
+        size = _layout.largest(x, scale.shape, is_simple=is_simple)
         size = jnp.minimum(size, _TOP).astype(scale.dtype)
         found.append(_layout.placed_like(size, scale))
     return tuple(found)
@@ -187,12 +190,14 @@ def _inverse(
 ) -> jax.Array:
     """What the root of |x| is multiplied by to be k; |x| itself where k is no root.
 
-    By scale and not by element; with the division last, XLA keeps it out of the loop.
-    1 / a subnormal number is infinite: such a group is read as 0.
+    By scale and not by element. XLA for CPUs keeps the division out of the loop, and
+    what comes before it, if it is the last (and not that by a root, which it makes a
+    product with an inverse root). 1 / a subnormal number is infinite: such a group is
+    read as 0.
     """
     levels, power = _levels(dtype), _power(dtype)
-    inverse = [jnp.where(s >= _TINY, levels / _root(s, power), 0.0) for s in scales]
-    return _common(tuple(inverse), shape, larger)
+    roots = [jnp.where(s >= _TINY, _root(s, power), jnp.inf) for s in scales]
+    return _common(tuple(levels / root for root in roots), shape, larger)
 
 
 def _at_most(k: jax.Array, dtype: Any) -> jax.Array:

@@ -215,7 +215,10 @@ def _largest_along(x: jax.Array, axis: int, blocks: int) -> jax.Array:
     along = _explicit_pieces(x, axis)
     if runs % along or (span - part * _SLICES) % along:
         part = 0
-    rest = jax.lax.slice_in_dim(x, part * _SLICES, span, axis=axis)
+    # One element alone XLA would compute anew, from the old codes, wherever the scale
+    # is read; and copy them, for what is written over them.
+    first = max(span - 2, 0) if part * _SLICES == span - 1 else part * _SLICES
+    rest = jax.lax.slice_in_dim(x, first, span, axis=axis)
     found = jnp.max(jnp.where(jnp.isnan(rest), 0, rest), axis=axis, initial=0)
     if part:
         x = _in_runs(jax.lax.slice_in_dim(x, 0, part * _SLICES, axis=axis), axis, runs)

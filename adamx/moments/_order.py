@@ -6,15 +6,43 @@ leaves at the start. A conditional is what it does not fuse across on a CPU: wha
 one is computed before, and once; and a number that comes out of one, known only then.
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from adamx._varying import beyond
+
 # Smaller leaves are not worth it: the copies are small, and compiling takes longer.
 LARGE = 2**16
+
+_late: contextvars.ContextVar[Mapping[int, jax.Array] | None] = contextvars.ContextVar(
+    "late", default=None
+)
+
+
+@contextlib.contextmanager
+def stored_behind(turns: Mapping[int, jax.Array]) -> Iterator[None]:
+    """What a leaf's moments become is computed behind a number, inside the block.
+
+    Args:
+      turns: by `id` of a parameter's array, a number >= 0 that is known when the new
+        parameter is: see `behind`.
+    """
+    token = _late.set(turns)
+    try:
+        yield
+    finally:
+        _late.reset(token)
+
+
+def turn_of(p: object) -> jax.Array | None:
+    """The number behind which a parameter's moments are stored; None: as they come."""
+    return (_late.get() or {}).get(id(p))
 
 
 def in_turn(
@@ -49,7 +77,13 @@ def in_turn(
 
 
 def behind(known: jax.Array, x: jax.Array) -> jax.Array:
-    """x, computed after `known`, a number >= 0."""
+    """x, computed after `known`, a number >= 0.
+
+    In `shard_map` x as it is where the number varies along an axis along which x does
+    not: every device has x whole, and must be seen to.
+    """
+    if beyond(known, [x]):
+        return x
     return jnp.where(_is_known(known), x, jnp.zeros_like(x))
 
 

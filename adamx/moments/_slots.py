@@ -11,7 +11,7 @@ from adamx._traced import is_for_passes
 from adamx._types import PyTree
 from adamx.moments import _rounding
 from adamx.moments._codec import Encoded
-from adamx.moments._codes import decode, encode, find_scales, is_code
+from adamx.moments._codes import decode, encode, find_scales, is_code, is_scaled
 from adamx.moments._ema import unrelated
 from adamx.moments._order import LARGE, behind, in_turn, one_of
 
@@ -70,7 +70,9 @@ class Slot:
     ) -> list[jax.Array]:
         """The codes and the scales of the new moment."""
         codes, *scales = own
-        found = find_scales(new, tuple(scales), is_simple=is_in_passes(own))
+        found = find_scales(
+            new, tuple(scales), is_simple=is_in_passes(own), is_square=self.is_square
+        )
         bits = None if start is None else _rounding.spread_bits(start, codes.shape)
         coded = encode(new(None), found, codes, bits, is_square=self.is_square)
         return [coded, *found]
@@ -107,6 +109,27 @@ def at_turn(turn: jax.Array, own: list[jax.Array]) -> list[jax.Array]:
     if not is_code(codes.dtype):
         return own
     return [codes, *(behind(turn, s) for s in scales)]
+
+
+def at_turn_to_store(
+    turn: jax.Array, own: list[jax.Array], dtype: Any
+) -> list[jax.Array]:
+    """A leaf's arrays, known only once `turn` is where they are stored in few bits.
+
+    As `at_turn`; where there are no scales to wait, the array itself does.
+
+    Args:
+      turn: a number >= 0.
+      own: the moment or its codes, and scales.
+      dtype: of the arithmetic. What is stored in it is read by the new parameter as the
+        new moment, not as the old one: nothing waits for it.
+    """
+    stored, *scales = own
+    if is_code(stored.dtype) and is_scaled(stored.dtype):
+        return at_turn(turn, own)
+    if stored.dtype.itemsize >= jnp.dtype(dtype).itemsize:
+        return own
+    return [behind(turn, stored), *scales]
 
 
 def turn_after(own: Sequence[jax.Array], turn: jax.Array) -> jax.Array:
