@@ -17,7 +17,7 @@ from jax import lax
 
 import adamx
 from adamx import codecs
-from tests.helpers import some
+from tests.helpers import IS_OLD_XLA, some
 from tests.optimizers_table import NAMES
 
 OTHERS = ("cuda", "rocm", "tpu")
@@ -94,6 +94,7 @@ def test_an_optimizer_lowers_for_every_platform(row):
         assert draws or there == on_cpu
 
 
+@pytest.mark.skipif(IS_OLD_XLA, reason="jax 0.6 lowers the branches of all platforms")
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_what_has_an_order_lowers_for_every_platform(name, form):
     for platform in OTHERS:
