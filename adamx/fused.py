@@ -42,7 +42,9 @@ def fused(tx: GradientTransformation, *, kernel: str = "xla") -> Fused:
     to be kept meanwhile: a wrapper that chooses between old and new (`guard`,
     `accumulate`, `stages`, `loss_scaling`) chooses once around parameters and state,
     not around a tree of updates and again around the state. `master_weights` and
-    `compensated` write the parameters themselves: no target is missed.
+    `compensated` write the parameters themselves: no target is missed. And a moment that
+    is stored in 16 bits or less is written behind the parameter that is computed from
+    the old one, of which XLA for CPUs keeps a copy otherwise.
 
     Jit a function that takes parameters and state in the order in which it returns
     them, and donate both; it then needs next to no temporary memory. (JAX pairs donated

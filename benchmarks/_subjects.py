@@ -64,6 +64,12 @@ SUBJECTS = {
         note=", float32",
         peer=True,
     ),
+    "bfloat16_mean": Subject(
+        "AdamW, mean in bfloat16",
+        lambda: adamx.adamw(1e-3, mu_dtype=jnp.bfloat16),
+        lambda: optax.adamw(1e-3, mu_dtype=jnp.bfloat16),
+        accesses=6,
+    ),
     # As exact where rows are alike; what it gives up: see `adamx.codecs.int8`.
     "int8_nearest": Subject(
         "8-bit AdamW, columns, nearest",

@@ -9,7 +9,8 @@ donated), and how long does it take to trace and compile? Of these trees of para
     many2000    2,000 leaves of 2,048
     experts     a mixture of experts: 3,000 leaves, 43M elements, few of them large
 
-Subjects: AdamW without and with clipping at norm 1.0, 8-bit AdamW, Lion, LAMB, and
+Subjects: AdamW without and with clipping at norm 1.0, with the mean in bfloat16, 8-bit
+AdamW (as it comes; and with scales by column, rounded to the nearest), Lion, LAMB, and
 AdamW under `diagnose` between two measurements. Contestants:
 
     stream                      a bound: a loop in C over the bytes that must be moved

@@ -62,7 +62,7 @@ CHAINS = {
 }
 
 
-QUICK_CHAINS = {("int8", "fused"), ("split", "protocol"), ("bucketed", "protocol")}
+QUICK_CHAINS = {("bfloat16", "fused"), ("split", "protocol"), ("bucketed", "protocol")}
 CASES = some(itertools.product(CHAINS, ["protocol", "fused"]), *QUICK_CHAINS)
 
 
