@@ -31,68 +31,89 @@ def in_order(step: Plain, grads: PyTree, state: Any, params: PyTree) -> Any:
     """What step(grads, state, params) returns, moments of few bits written last."""
     given = (grads, state, params)
     leaves, structure = jax.tree.flatten(given)
-    large = [i for i, p in enumerate(jax.tree.leaves(params)) if _is_large(p)]
-    is_traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
-    if not (is_traced and large and _has_few_bits(state)) or is_for_passes():
+    traced = [i for i, x in enumerate(leaves) if isinstance(x, jax.core.Tracer)]
+    if not traced or is_for_passes() or not any(map(_has_few_bits, leaves)):
         return step(*given)
     structures: list[Any] = [jax.tree.structure(tree) for tree in (grads, params)]
-    if structures[0] != structures[1]:
+    if structures[0] != structures[1] or any(_is_reference(leaves[i]) for i in traced):
         return step(*given)
     unflatten: Any = structure.unflatten  # type: ignore[attr-defined]
+    held = jax.tree.leaves(params)
+    large = [i for i, p in enumerate(held) if _is_large(p)]
+    found: list[Any] = []
+    form: Any = None
 
-    def flat(turns: Sequence[jax.Array], *leaves: Any) -> Any:
-        grads, state, params = unflatten(leaves)
+    def flat(turns: Sequence[jax.Array], *own: Any) -> list[Any]:
+        nonlocal form
+        # What is no tracer, such as a number or a name in the state, stays what it is.
+        inside = dict(zip(traced, own, strict=True))
+        grads, state, params = unflatten(
+            [inside.get(i, x) for i, x in enumerate(leaves)]
+        )
         held = jax.tree.leaves(params)
         waits = {id(held[i]): turn for i, turn in zip(large, turns, strict=True)}
         with moments.stored_behind(waits):
-            return step(grads, state, params)
+            found[:], form = jax.tree.flatten(step(grads, state, params))
+        return [x for x in found if isinstance(x, jax.core.Tracer)]
 
-    held = jax.tree.leaves(params)
     none = [like(jnp.zeros((), jnp.float32), held[i]) for i in large]
-    closed, shapes = jax.make_jaxpr(flat, return_shape=True)(none, *leaves)
-    found = _run(closed, large, leaves)
-    if found is None:
-        found = core.jaxpr_as_fun(closed)(*none, *leaves)
-    return jax.tree.unflatten(jax.tree.structure(shapes), found)
+    closed = jax.make_jaxpr(flat)(none, *(leaves[i] for i in traced))
+    is_made = [isinstance(x, jax.core.Tracer) for x in found]
+    made = iter(range(len(closed.jaxpr.outvars)))
+    places = [next(made) if yes else None for yes in is_made]
+    # Each large one: its gradient, and where the new one is among the results.
+    rows = [(leaves[i], places[i]) for i in large]
+    results = iter(_run(closed, none, rows, [leaves[i] for i in traced]))
+    pairs = zip(is_made, found, strict=True)
+    return jax.tree.unflatten(form, [next(results) if yes else x for yes, x in pairs])
+
+
+def _is_reference(x: Any) -> bool:
+    """Whether it is a place in memory and not an array: none can be returned."""
+    return not hasattr(jax.typeof(x), "weak_type")
 
 
 def _is_large(p: Any) -> bool:
-    is_real = jnp.issubdtype(p.dtype, jnp.floating)
-    return is_real and p.size >= moments.LARGE
-
-
-def _has_few_bits(state: Any) -> bool:
-    """Whether there may be something to wait; of others the order is clear."""
-    return any(
-        x.size >= moments.LARGE and x.dtype.itemsize < 4
-        for x in jax.tree.leaves(state)
-        if hasattr(x, "dtype")
+    return (
+        hasattr(p, "dtype")
+        and jnp.issubdtype(p.dtype, jnp.floating)
+        and isinstance(p.size, int)  # in an export it may be a symbol
+        and p.size >= moments.LARGE
     )
 
 
-def _run(
-    closed: core.ClosedJaxpr, large: Sequence[int], leaves: Sequence[Any]
-) -> list[Any] | None:
-    """The results, the parameters one by one; None where they wait for each other.
+def _has_few_bits(x: Any) -> bool:
+    """Whether a leaf may be a moment that waits; without one the order is clear."""
+    is_known = hasattr(x, "dtype") and isinstance(x.size, int)
+    return is_known and x.size >= moments.LARGE and x.dtype.itemsize < 4
 
-    So it is where a parameter needs all new moments, as with a norm of all updates; and
-    with effects, which stay in their order.
+
+def _run(
+    closed: core.ClosedJaxpr,
+    none: Sequence[jax.Array],
+    rows: Sequence[tuple[jax.Array, int | None]],
+    leaves: Sequence[Any],
+) -> list[Any]:
+    """The results, the parameters one by one.
+
+    One that needs new moments which are not there yet, as behind a norm of all updates,
+    and what comes after it, is not waited for; effects stay in their order, and nothing
+    is.
     """
     if closed.jaxpr.effects:
-        return None
-    program = _Program(closed, len(large), leaves)
-    for i, turn in zip(large, program.turns, strict=True):
-        new = closed.jaxpr.outvars[i]
-        if not program.is_ready(new):
-            return None
-        program.run(new)
+        return core.jaxpr_as_fun(closed)(*none, *leaves)
+    program = _Program(closed, len(none), leaves)
+    for (g, place), nothing, turn in zip(rows, none, program.turns, strict=True):
+        new = None if place is None else closed.jaxpr.outvars[place]
+        if new is None or not program.has_run(new):
+            break
         # Whatever a step writes over would have to be copied for it: not the old p.
-        unknown = _size(leaves[i])
+        unknown = _size(g)
         _, known = moments.in_turn(_size, unknown, program.value(new))
-        if axes_of(known) != axes_of(unknown):
-            return None
-        program.known[turn] = known
-    program.run(*closed.jaxpr.outvars)
+        program.known[turn] = known if axes_of(known) == axes_of(nothing) else nothing
+    for turn, nothing in zip(program.turns, none, strict=True):
+        program.known.setdefault(turn, nothing)
+    program.has_run(*closed.jaxpr.outvars)
     return [program.value(x) for x in closed.jaxpr.outvars]
 
 
@@ -126,18 +147,14 @@ class _Program:
         """Of a variable that has been computed, or a number in the program."""
         return x.val if isinstance(x, core.Literal) else self.known[x]
 
-    def is_ready(self, *wanted: Any) -> bool:
-        """Whether it can be computed without numbers that are not known yet."""
-        needed = self._needed(wanted)
-        reads = {v for i in needed for v in _variables(self._jaxpr.eqns[i].invars)}
-        return not any(v in reads and v not in self.known for v in self.turns)
-
-    def run(self, *wanted: Any) -> None:
-        """Computes variables, and what they need that is not known yet."""
+    def has_run(self, *wanted: Any) -> bool:
+        """Computes variables, and what they need that is not known yet, if it can."""
         needed = [self._jaxpr.eqns[i] for i in sorted(self._needed(wanted))]
         made = dict.fromkeys(v for e in needed for v in e.outvars)
         read = dict.fromkeys(v for e in needed for v in _variables(e.invars))
         reads = [v for v in read if v not in made]
+        if any(v not in self.known for v in reads):
+            return False
         results = [v for v in made if v in self._read]
         part = self._jaxpr.replace(
             constvars=[], invars=reads, outvars=results, eqns=needed
@@ -145,6 +162,7 @@ class _Program:
         function = core.jaxpr_as_fun(core.ClosedJaxpr(part, []))
         found = function(*(self.known[v] for v in reads))
         self.known |= dict(zip(results, found, strict=True))
+        return True
 
     def _needed(self, wanted: Sequence[Any]) -> set[int]:
         """The operations behind variables, as far as they are still to be done."""

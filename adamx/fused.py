@@ -42,9 +42,10 @@ def fused(tx: GradientTransformation, *, kernel: str = "xla") -> Fused:
     to be kept meanwhile: a wrapper that chooses between old and new (`guard`,
     `accumulate`, `stages`, `loss_scaling`) chooses once around parameters and state,
     not around a tree of updates and again around the state. `master_weights` and
-    `compensated` write the parameters themselves: no target is missed. And a moment that
-    is stored in 16 bits or less is written behind the parameter that is computed from
-    the old one, of which XLA for CPUs keeps a copy otherwise.
+    `compensated` write the parameters themselves: no target is missed. A moment that is
+    stored in 16 bits or less is written behind the parameter that is computed from the
+    old one, of which XLA for CPUs keeps a copy otherwise. (For that the step is traced
+    apart: a stage hands on nothing but what it returns.)
 
     Jit a function that takes parameters and state in the order in which it returns
     them, and donate both; it then needs next to no temporary memory. (JAX pairs donated
@@ -58,7 +59,8 @@ def fused(tx: GradientTransformation, *, kernel: str = "xla") -> Fused:
 
     Equal is bit for bit as written. A compiler may round p + a * b once where it fuses
     both, and does so in one of the two ways and not in the other: then they differ in
-    the last place. With 16-bit parameters, a wrapper that hands on float32 gradients
+    the last place; so may derivatives through a step with such moments. With 16-bit
+    parameters, a wrapper that hands on float32 gradients
     (`accumulate`, `loss_scaling`) emits updates rounded to 16 bits, as the protocol has
     it; here they are added first.
 

@@ -1,5 +1,6 @@
 """Moments of few bits are written behind the parameters: nothing old is copied."""
 
+import functools
 import re
 
 import jax
@@ -182,6 +183,78 @@ def test_what_a_step_closes_over_may_be_traced():
         return new, (adamx.apply_updates(params, updates), state)
 
     got, want = jax.jit(both_ways)(jnp.float32(1e-2), jnp.float32(0.5))
+    assert_same_bits(got, want)
+
+
+def test_what_waits_for_all_is_computed_once():
+    """Where only some can have an order, nothing is done again for the rest."""
+    called = []
+
+    def noted(name):
+        def note(x):
+            called.append(name)
+            return x
+
+        def update(updates, state, params=None):
+            del params
+            one = jax.ShapeDtypeStruct((), jnp.float32)
+            one = jax.pure_callback(note, one, jnp.ones(()), vmap_method="sequential")
+            return jax.tree.map(lambda u: u * one, updates), state
+
+        return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+    tx = optax.partition(
+        {
+            "alone": optax.chain(CASES["bfloat16 mean"](), noted("a")),
+            "all": optax.chain(clipped_behind(), noted("b")),
+        },
+        {"a": "alone", "b": "alone", "c": "all"},
+    )
+    params, *grads = trees(1)
+    step = jax.vmap(steps_of(tx)[1], axis_size=1, in_axes=(None, None, 0))
+    step(params, tx.init(params), jax.tree.map(lambda g: g[None], grads[0]))
+    assert called.count("a") == called.count("b") == 1
+
+
+def test_shapes_may_be_symbols():
+    """As in an export for batches of any size."""
+    size = jax.export.symbolic_shape("n")[0]
+    leaf = jax.ShapeDtypeStruct((size, 3), jnp.float32)
+    for tx in (adamx.sgd(0.1), CASES["bfloat16 mean"]()):
+        step = adamx.fused(tx).step
+        whole = jax.jit(lambda p, g, tx=tx, step=step: step(g, tx.init(p), p)[0])
+        assert jax.export.export(whole)(leaf, leaf).nr_devices == 1
+
+
+def test_what_is_no_array_stays_what_it_is():
+    """Numbers among parameters, names and numbers in a state that is closed over."""
+    assert (
+        adamx.fused(adamx.sgd(0.5)).step(1.0, adamx.sgd(0.5).init(1.0), 1.0)[0] == 0.5
+    )
+    params, grads = trees(1)
+    inner = CASES["bfloat16 mean"]()
+
+    def update(updates, state, params=None):
+        assert (state["name"], state["count"]) == ("mine", 3)
+        assert bool(state["is_on"])
+        updates, held = inner.update(updates, state["inner"], params)
+        return updates, state | {"inner": held, "count": state["count"] + 1}
+
+    def init(params):
+        kept = {"name": "mine", "count": 3, "is_on": np.True_}
+        return kept | {"inner": inner.init(params)}
+
+    tx = optax.GradientTransformation(init, update)
+    state = tx.init(params)
+    seen = []
+
+    def one(way, params, grads):
+        params, new = steps_of(tx)[way](params, state, grads)
+        seen.append((new["name"], new["count"], type(new["count"])))
+        return params, new["inner"]
+
+    want, got = (jax.jit(functools.partial(one, way))(params, grads) for way in (0, 1))
+    assert seen == [("mine", 4, int)] * 2
     assert_same_bits(got, want)
 
 

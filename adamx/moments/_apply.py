@@ -138,14 +138,17 @@ def apply_rule(
             values["p"] = load(placed_like(jnp.asarray(p), own_codes), dtype)
         wide = placed_like(g, own_codes).astype(dtype)
 
-        late = turn_of(p)
+        late, held_late = turn_of(p), held
+        if late is not None:
+            held_late = [at_turn_to_store(late, own, dtype) for own in held]
 
-        def run(known: Any = None, *, is_stored: bool = True) -> tuple[jax.Array, ...]:
-            held_then = held
-            if late is not None and is_stored:
-                held_then = [at_turn_to_store(late, own, dtype) for own in held]
+        def run(known: Any = None) -> tuple[jax.Array, ...]:
+            held_then = held_late
             if known is not None:
-                held_then = [at_turn(known, own) for own in held_then]
+                held_then = [at_turn(known, own) for own in held_late]
+            return compute(held_then)
+
+        def compute(held_then: Any) -> tuple[jax.Array, ...]:
             pairs = enumerate(zip(slots, held_then, strict=True))
             inputs = [
                 slot.load(own, dtype if i < len(signed) else real)
@@ -153,7 +156,7 @@ def apply_rule(
             ]
             return once(wide, *inputs, **values)
 
-        update, *new = run(is_stored=False)
+        update, *new = compute(held)
         chex.assert_equal_shape([update, g])
         emitted = new[len(slots) :]
         stored: list[jax.Array] = []
