@@ -114,13 +114,22 @@ def decode(codes: jax.Array, scales: tuple[jax.Array, ...], dtype: Any) -> jax.A
     if not is_scaled(codes.dtype):
         return codes.astype(dtype)
     power = _power(codes.dtype)
-    units = tuple(_root(s, power) * (1.0 / _levels(codes.dtype)) for s in scales)
+    units = tuple(_unit(s, power, _levels(codes.dtype)) for s in scales)
     k = codes.astype(jnp.float32)
     is_signed = not jnp.issubdtype(codes.dtype, jnp.unsignedinteger)
     x = (k if is_signed else k + 1.0) * _common(units, codes.shape)
     if power == 2:
         x = x * (jnp.abs(x) if is_signed else x)
     return x.astype(dtype)
+
+
+def _unit(scale: jax.Array, power: int, levels: float) -> jax.Array:
+    """The root of one code, by scale and not by element, as in `_inverse`.
+
+    By a divisor that is not known: XLA makes of a constant one a product, which it
+    would fuse into the loop.
+    """
+    return _root(scale, power) / jnp.where(scale >= 0, levels, jnp.inf)
 
 
 def find_scales(
