@@ -290,6 +290,16 @@ def wide(x: Any) -> jax.Array:
     return x.astype(at_least_single(x.dtype))
 
 
+def _wide_apart(x: Any) -> jax.Array:
+    """`wide`, of which XLA does not know that others widen the same array.
+
+    What a sum shares with them, XLA for CPUs writes to memory: twice the bytes.
+    """
+    x = jnp.asarray(x)
+    kept = at_least_single(x.dtype)
+    return x if kept == x.dtype else jax.lax.optimization_barrier(x).astype(kept)
+
+
 def global_norm(tree: PyTree) -> jax.Array:
     """sqrt(sum over all leaves of |x|^2), at least in float32 whatever the dtype.
 
@@ -319,7 +329,7 @@ def global_sum(
     groups: dict[Any, list[Sequence[jax.Array]]] = {}
     columns = [jax.tree.leaves(t) for t in (tree, *others)]
     for index, leaves in enumerate(zip(*columns, strict=True)):
-        row = [wide(leaf) for leaf in leaves]
+        row = [_wide_apart(leaf) for leaf in leaves]
         x = row[0]
         small = 0 < math.prod(x.shape) <= _GROUPED_SIZE
         # Leaves with unlike shardings must not be added: that would move data.

@@ -51,6 +51,10 @@ master = adamx.master_weights
 CASES = {
     "adamw": Case(adamw, skips=False),
     "clip, adamw": Case(lambda: optax.chain(clip(), adamw()), skips=False),
+    # The clipped gradient, once; not the wide one of which the norm is.
+    "clip, adamw, 16 bits": Case(
+        lambda: optax.chain(clip(), adamw()), half, temporaries=1.02, skips=False
+    ),
     "loss_scaling": Case(lambda: scaling(adamw(), initial_scale=8.0)),
     "guard": Case(lambda: guard(adamw())),
     "guard, spikes": Case(lambda: guard(adamw(), spike_zscore=4, spike_warmup=3)),
