@@ -6,8 +6,9 @@ A row is a way to store AdamW's moments (a dtype or a codec, for both) and the w
 - bytes: of the state per parameter of GPT-2 small (124M parameters): from `eval_shape`,
   where a 4-bit number counts half a byte; from `nbytes`; and by how much the process's
   memory (an accelerator: its memory in use) grows by a state that has made a step.
-- time: of a donated step on the same shapes, against float32 AdamW in turns with it,
-  and the temporaries of the step, in bytes of the row's parameters.
+- time: of a donated step on the same shapes, by update and apply_updates and, where
+  weights are rounded to nearest, by `fused`; against float32 AdamW by update in turns
+  with them; and the temporaries of the steps, in bytes of the row's parameters.
 - digits, characters: the training loss at the end, over ten seeds, and its distance to
   float32's from the same seed (same start, same batches): mean, and 95 % interval of
   Student's t. A row is inside where the mean distance is at most half the width of the
@@ -254,36 +255,51 @@ def print_bytes(
 # ---------------------------------------------------------------------------- the time
 
 
-def contestant(row: Row, shapes: list[tuple[int, ...]]) -> step_time.Contestant:
+def contestant(
+    row: Row, shapes: list[tuple[int, ...]], *, is_fused: bool = False
+) -> step_time.Contestant:
     made = make_step(row, shapes)
     carry = [made.params, jax.jit(made.tx.init)(made.params), jnp.int32(0)]
-    return step_time.make_donated(row.name, made.step, carry, made.gradients)
+
+    def fused(params: Any, state: Any, count: Any, gradients: Any) -> Any:
+        return *adamx.fused(made.tx).step(gradients, state, params), count + 1
+
+    step = fused if is_fused else made.step
+    return step_time.make_donated(row.name, step, carry, made.gradients)
+
+
+def ratio(one: step_time.Contestant, other: step_time.Contestant) -> float:
+    pairs = zip(one.times, other.times, strict=True)
+    return statistics.median(a / b for a, b in pairs)
 
 
 def print_time(chosen: list[Row], shapes: list[tuple[int, ...]], rounds: int) -> None:
-    """Each row in turns with float32, two at a time: they need not fit all at once."""
+    """Each row in turns with float32, row by row: they need not fit all at once."""
     base = contestant(chosen[0], shapes)
     table = []
     for row in progress(chosen, "time"):
         other = contestant(row, shapes)
+        has_fused = row.write is _tasks.write_nearest and row.make_tx is not optax.adamw
+        fused = contestant(row, shapes, is_fused=True) if has_fused else None
         base.times.clear()
-        step_time.measure([base, other], rounds)
-        pairs = zip(other.times, base.times, strict=True)
-        ratio = statistics.median(a / b for a, b in pairs)
+        step_time.measure([x for x in (base, other, fused) if x], rounds)
         low, middle, high = statistics.quantiles(other.times, n=4)
         table.append(
             [
                 row.name,
                 f"{1e3 * middle:.1f}",
                 f"{1e3 * low:.1f}-{1e3 * high:.1f}",
-                f"{ratio:.2f}",
+                f"{ratio(other, base):.2f}",
                 f"{other.temporary:.3f}",
                 f"{other.build_s:.1f}",
+                f"{ratio(fused, base):.2f}" if fused else "",
+                f"{fused.temporary:.3f}" if fused else "",
             ]
         )
-        del other  # before the next is made
+        del other, fused  # before the next are made
     head = ["", "median ms", "quartiles", "ratio to float32", "temporaries"]
-    show(f"Time of a donated step, {len(shapes)} leaves", [*head, "compile s"], table)
+    head += ["compile s", "fused: ratio", "fused: temporaries"]
+    show(f"Time of a donated step, {len(shapes)} leaves", head, table)
 
 
 # ------------------------------------------------------------------------- the training
