@@ -321,8 +321,8 @@ def _float_code(
         is_same = ((x < 0) == (old < 0)) | (before == 0)
         stays = (jnp.abs(k - before) < 0.5) & is_same
         size = _round(k, below, k - below, stays, bits) * unit
-        # XLA may compute x anew for `unit` here, rounded in another way: next to a power
-        # of two it is then twice as large, and beyond the top NaN.
+        # XLA may compute x anew for `unit` here, rounded in another way: next to a
+        # power of two it is then twice as large, and beyond the top NaN.
         size = _at_most(size, old.dtype)
     if is_square:
         # Not for means, which would never die away; and whose smallest code, beside a
