@@ -298,14 +298,18 @@ def test_eight_devices_equal_one(row, label, layout, block):
         "w": NamedSharding(mesh, PartitionSpec("data")),
         "b": NamedSharding(mesh, PartitionSpec()),
     }
-    tx = transformation(row, label, layout=layout, block=block)
+    more = {"layout": layout, "block": block}
+    if label == "bfloat16":  # has no scales
+        if layout != "rank1":
+            pytest.skip("once is enough")
+        more = {}
+    tx = transformation(row, label, **more)
     one = steps(tx, params)
     spread = jax.device_put(params, place)
-    state, update = tx.init(spread), None
+    # Not compiled ahead of time: JAX would refuse int4 arrays that were made eagerly.
+    state, update = tx.init(spread), jax.jit(tx.update)
     for seed in range(3):
         gradients = jax.device_put(random_like(params, seed + 10), place)
-        if update is None:
-            update = jax.jit(tx.update).lower(gradients, state, spread).compile()
         updates, state = update(gradients, state, spread)
         spread = adamx.apply_updates(spread, updates)
     if row.reduces == "nothing":
@@ -315,9 +319,10 @@ def test_eight_devices_equal_one(row, label, layout, block):
     codes = [x for x in jax.tree.leaves(state) if x.shape == (64, 24)]
     assert codes
     assert all(x.sharding.is_equivalent_to(place["w"], 2) for x in codes)
-    text = update.as_text()
+    text = update.lower(gradients, state, spread).compile().as_text()
     if row.reduces == "nothing":
-        assert ("all-reduce" in text) == (block is None)
+        has_scales = label != "bfloat16"
+        assert ("all-reduce" in text) == (block is None and has_scales)
 
 
 # -------------------------------------------------------------------- beside float32
