@@ -21,6 +21,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 # Two that are large enough to have an order, one that is not; one row more than is cut
 # into slices.
 SHAPES = {"a": (264, 320), "b": (64,), "c": (257, 256)}
+# The first large in each of eight pieces, the second whole on every device.
+PIECES = {"a": (2048, 264), "b": (257, 256)}
 NARROW = ("s8", "u8", "bf16")
 
 
@@ -69,10 +71,11 @@ ORDERED = ("int8", "column, nearest", "bfloat16 mean", "bfloat16", "lion", "grou
 QUICK = ("int8", "bfloat16 mean", "groups", "clipped behind")
 
 
-def trees(steps, dtype=jnp.float32):
+def trees(steps, shapes=SHAPES):
+    """Parameters, and a gradient for each step."""
     rng = np.random.default_rng(0)
     return [
-        {k: jnp.asarray(rng.standard_normal(s), dtype) for k, s in SHAPES.items()}
+        {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in shapes.items()}
         for _ in range(1 + steps)
     ]
 
@@ -311,12 +314,7 @@ def test_in_shard_map():
     """Large pieces, beside a leaf that every device has whole, and must be seen to."""
     mesh = Mesh(np.array(jax.devices()), ("data",))
     tx = CASES["bfloat16 mean"]()
-    rng = np.random.default_rng(0)
-    shapes = {"a": (2048, 264), "b": (257, 256)}
-    params, grads = (
-        {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in shapes.items()}
-        for _ in range(2)
-    )
+    params, grads = trees(1, PIECES)
     step = steps_of(tx)[1]
     state = tx.init(params)
     specs = specs_of((params, state), 8)
@@ -335,12 +333,7 @@ def test_codes_of_a_whole_leaf_behind_one_in_pieces(way):
     """The order among leaves, too, leaves it the same on all devices."""
     mesh = Mesh(np.array(jax.devices()), ("data",))
     tx = CASES["int8"]()
-    rng = np.random.default_rng(0)
-    shapes = {"a": (2048, 264), "b": (257, 256)}
-    params, grads = (
-        {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in shapes.items()}
-        for _ in range(2)
-    )
+    params, grads = trees(1, PIECES)
     step = steps_of(tx)[way]
 
     def first(params, grads):
