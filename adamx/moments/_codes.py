@@ -288,19 +288,6 @@ def _times_sign(x: jax.Array, sign: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(number, jnp.float32)
 
 
-def _round(
-    k: jax.Array, below: jax.Array, share: jax.Array, stays: jax.Array, bits: jax.Array
-) -> jax.Array:
-    """Up with probability `share` where the nearest is the old code, else the nearest.
-
-    So the slowest change goes on in the mean, and a change of more than half a code,
-    which goes on anyway, has no more noise than the nearest gives it.
-    """
-    half = k - below
-    is_up = jnp.where(stays, _rounding.uniform(bits) < share, half >= 0.5)
-    return below + is_up.astype(jnp.float32)
-
-
 def _float_code(
     x: jax.Array,
     size: jax.Array,
@@ -309,23 +296,37 @@ def _float_code(
     is_square: bool,
 ) -> jax.Array:
     limits = jnp.finfo(old.dtype)
-    smallest = jnp.float32(limits.smallest_subnormal)
     if bits is not None:
-        # In units of the last place: the exponent alone, over 2^(digits).
-        number = jax.lax.bitcast_convert_type(size, jnp.int32) & 0x7F800000
-        power = jax.lax.bitcast_convert_type(number, jnp.float32)
-        unit = jnp.maximum(power * 2.0**-limits.nmant, smallest)
-        k = size / unit
-        before = jnp.abs(old.astype(jnp.float32)) / unit
-        below = jnp.floor(k)
-        is_same = ((x < 0) == (old < 0)) | (before == 0)
-        stays = (jnp.abs(k - before) < 0.5) & is_same
-        size = _round(k, below, k - below, stays, bits) * unit
-        # XLA may compute x anew for `unit` here, rounded in another way: next to a
-        # power of two it is then twice as large, and beyond the top NaN.
-        size = _at_most(size, old.dtype)
+        # XLA may compute x more than once, each time rounded in another way. With bits
+        # as they are, one that lies next to a power of two is still rounded to one of
+        # its neighbours; with a unit from one and a factor from the other it would be
+        # half of itself or twice.
+        is_same = ((x < 0) == (old < 0)) | (old == 0)
+        before = jnp.where(is_same, jnp.abs(old.astype(jnp.float32)), -1.0)
+        # Below the smallest normal number steps are all alike: those of the number
+        # added, which has the same step.
+        least = jnp.float32(limits.smallest_normal)
+        few = _rounded_bits(size + least, before + least, limits.nmant, bits) - least
+        many = _rounded_bits(size, before, limits.nmant, bits)
+        size = jnp.where(size < least, few, many)
     if is_square:
         # Not for means, which would never die away; and whose smallest code, beside a
         # square that has underflowed to 0, is a step of hundreds of learning rates.
-        size = jnp.maximum(size, smallest)
+        size = jnp.maximum(size, jnp.float32(limits.smallest_subnormal))
     return jnp.where(x < 0, -size, size).astype(old.dtype)
+
+
+def _rounded_bits(
+    x: jax.Array, old: jax.Array, kept: int, bits: jax.Array
+) -> jax.Array:
+    """x >= 0 in `kept` bits and the first: the nearest, by chance where that is `old`.
+
+    The bits below are cut off behind a sum: with half a unit, or a random part of one.
+    """
+    unit = 1 << 23 - kept
+    half, cut = jnp.uint32(unit // 2), jnp.uint32(2**32 - unit)
+    number = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    nearest = jax.lax.bitcast_convert_type(number + half & cut, jnp.float32)
+    part = jax.lax.shift_right_logical(bits, jnp.uint32(9 + kept))
+    number = number + jnp.where(nearest == old, part, half) & cut
+    return jax.lax.bitcast_convert_type(number, jnp.float32)
