@@ -182,6 +182,26 @@ def test_scales_of_whole_arrays_are_none_of_pieces():
         step.lower(g, tx.init(g))
 
 
+def test_devices_may_have_random_bits_of_their_own():
+    """A key that differs between devices: the same piece is not rounded alike."""
+    tx = adamx.scale_by_lion(b2=0.5, mu_dtype=codecs.int8(min_size=1))
+    g = {"w": jnp.tile(signed((4, 4))["w"], (4, 2))}
+
+    def two_steps(g):
+        state = tx.init(g)
+        own = jax.lax.axis_index(BOTH).astype(jnp.uint32)
+        state = state._replace(mu=state.mu._replace(key=state.mu.key + own))
+        for _ in range(2):
+            _, state = tx.update(g, state, g)
+        return state.mu.codes
+
+    specs = {"w": P(*BOTH)}
+    codes = np.asarray(in_pieces(two_steps, (specs,), specs)(g)["w"])
+    pieces = [codes[i : i + 4, j : j + 4] for i in range(0, 16, 4) for j in (0, 4)]
+    assert len({piece.tobytes() for piece in pieces}) > 1
+    assert np.ptp(pieces, axis=0).max() == 1
+
+
 # ----------------------------------------------------------------------- diagnostics
 
 

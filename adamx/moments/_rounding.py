@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from adamx import _checks
+from adamx import _checks, _varying
 from adamx._traced import is_for_passes
 
 # Where a hash of the key begins: the first digits of pi, a number of no other meaning.
@@ -143,7 +143,8 @@ def starts(key: jax.Array, step: Any, streams: jax.Array) -> jax.Array:
     """
     words = jnp.stack([*key, _u32(step)])
     words = jnp.broadcast_to(words[:, None], (words.size, streams.size))
-    first = tuple(jnp.full(streams.shape, x, jnp.uint32) for x in _START)
+    fill = (jnp.full(streams.shape, x, jnp.uint32) for x in _START)
+    first = tuple(_varying.like(x, words) for x in fill)
 
     def enter(state: Any, word: jax.Array) -> Any:
         high, low = state
