@@ -487,7 +487,11 @@ def test_one_compilation_for_all_steps():
 
 
 @pytest.mark.parametrize(
-    "dtype", some(["int8", "uint8", "int4", "uint4", "float8_e4m3fn"], "int8", "uint4")
+    "dtype",
+    some(
+        ["int8", "uint8", "int4", "uint4", "float8_e4m3fn", "float8_e5m2"],
+        *["int8", "uint4", "float8_e5m2"],
+    ),
 )
 def test_rounding_at_random_is_right_in_the_mean_for_every_old_code(dtype):
     dtype, grid = jnp.dtype(dtype), 4096
