@@ -11,6 +11,11 @@ float32 and bfloat16 are plain dtypes. The others are functions that return a co
 
 What is stored: `Encoded`, in the place of a moment's tree; `decode` gives the moment.
 
+Derivatives: an update has that of its step, since it is computed before the moment is
+stored. A stored moment has none but that of its scales (codes are rounded), so nothing
+of use passes from step to step: to differentiate through several, take float32 or
+`bfloat16_stochastic`.
+
 On many devices: under jit a scale spans what its layout says of the whole array, and
 numbers are those of one device. Inside `shard_map` and `pmap` a device encodes its
 piece by itself, with scales of its own, within the same bounds. Make the state there,

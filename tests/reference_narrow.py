@@ -46,7 +46,13 @@ def _store(kind, new, target):
     if kind == "float32":
         return new
     if kind == "rest":
-        return (new - target.astype(F32)).astype(ml_dtypes.bfloat16)
+        exact = new - target.astype(F32)
+        rest = exact.astype(ml_dtypes.bfloat16)
+        # Not up to a power of two, which may be half a unit of p.
+        is_power = np.frexp(np.abs(rest.astype(F32)))[0] == 0.5
+        is_up = is_power & (np.abs(rest.astype(F32)) > np.abs(exact))
+        below = np.nextafter(rest, ml_dtypes.bfloat16(0))
+        return np.where(is_up, below, rest)
     whole = new.view(np.int32).astype(np.int64)
     low = whole - target.astype(F32).view(np.int32).astype(np.int64)
     assert np.all(np.abs(low[target != 0]) <= 2**15)

@@ -540,6 +540,18 @@ def test_rounding_at_random_is_right_in_the_mean_for_every_old_code(dtype):
         assert np.all(np.abs(nearest[0] + x[before != 0]) <= 0.51 * gaps + 1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4", "float8_e4m3fn", "float8_e5m2"])
+def test_zeros_beside_the_smallest_numbers_have_the_code_0(dtype):
+    """Also where levels / scale is beyond float32, and 0 times it would be NaN."""
+    scale = jnp.exp2(jnp.arange(-128.0, -100.0))[:, None]
+    x = scale * jnp.array([1.0, 0.0, -0.0])
+    codes = jax.jit(_codes.encode)(x, (scale,), jnp.zeros(x.shape, dtype), None)
+    assert not np.any(np.asarray(codes.astype(jnp.float32))[:, 1:])
+    read = np.asarray(_codes.decode(codes, (scale,), jnp.float32))[:, 0]
+    is_kept = np.asarray(scale)[:, 0] >= 2.0**-110
+    np.testing.assert_allclose(read[is_kept], scale[is_kept, 0], rtol=1e-6)
+
+
 @pytest.mark.parametrize(("dtype", "is_always"), [("uint8", True), ("uint4", False)])
 def test_a_square_that_moves_on_is_rounded_at_random_in_8_bits_alone(dtype, is_always):
     """Three codes away from the old one: a mean to keep, or the nearest."""

@@ -141,6 +141,25 @@ def test_rounding_is_numpys(dtype):
     assert not np.any(np.signbit(got[got == 0]))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=str)
+@by_kind
+def test_a_step_of_nothing_moves_nothing(kind, dtype):
+    """A rest that is rounded to half a unit would be read as the other neighbour."""
+    if kind == "split" and dtype == jnp.float16:
+        pytest.skip("split halves are bfloat16's")
+    rng = np.random.default_rng(1)
+    tx = WRAPPERS[kind](optax.identity())
+    p = jnp.asarray(rng.standard_normal(1 << 17), dtype)
+    step = jax.jit(tx.update)
+    updates, state = step(
+        0.03 * jnp.asarray(rng.standard_normal(p.size)), tx.init(p), p
+    )
+    p = optax.apply_updates(p, updates)
+    updates, after = step(jnp.zeros(p.size), state, p)
+    chex.assert_trees_all_equal(optax.apply_updates(p, updates), p)
+    chex.assert_trees_all_equal(stored_of(after), stored_of(state))
+
+
 @by_kind
 def test_zeros_nan_and_infinity(kind):
     tx = WRAPPERS[kind](optax.identity())

@@ -11,7 +11,8 @@ Three formats, bytes of state per parameter, and what is kept of `new`:
 
     float32    4    all of it (master weights)
     split      2    all of it: the 16 lower bits of a float32, bfloat16 the upper ones
-    rest       2    new - p in bfloat16: 16 to 19 bits in all (Kahan)
+    rest       2    new - p in bfloat16, not rounded up to a power of two, which may be
+                    half a unit of p: 16 to 19 bits in all (Kahan)
 
 float32 holds target - p exactly, but where |p| is more than about 2^16 times the target
 (bfloat16; float16 2^13), and p is a power of two that was rounded up to and the target
@@ -80,6 +81,21 @@ def store_split_leaf(new: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.where(target == 0, jnp.zeros_like(low), low).astype(jnp.int16)
 
 
+def store_rest_leaf(new: jax.Array, target: jax.Array) -> jax.Array:
+    """The distance from target to new, in bfloat16: never half a unit of p by rounding.
+
+    Target and it would be rounded to the other neighbour then, and p would move in a
+    step that moves nothing. Half a unit is a power of two.
+    """
+    exact = new - target
+    rest = lax.reduce_precision(exact, 8, 7)
+    bits = lax.bitcast_convert_type(rest, jnp.uint32)
+    below = lax.bitcast_convert_type(bits - jnp.uint32(1 << 16), jnp.float32)
+    is_power = (bits & jnp.uint32(0x7FFFFF)) == 0
+    is_larger = jnp.abs(rest) > jnp.abs(exact)
+    return jnp.where(is_power & is_larger, below, rest).astype(jnp.bfloat16)
+
+
 def _zeros(dtype: Any) -> Callable[[Any], jax.Array]:
     # Like p: on its devices, sharded as it is.
     return lambda p: jnp.zeros_like(p, dtype=dtype)
@@ -109,7 +125,7 @@ REST = Format(
     dtype=jnp.dtype(jnp.bfloat16),
     start=_zeros(jnp.bfloat16),
     load=lambda p, rest: p.astype(jnp.float32) + rest.astype(jnp.float32),
-    store=lambda new, target: (new - target).astype(jnp.bfloat16),
+    store=store_rest_leaf,
 )
 
 # -------------------------------------------------------------------- arithmetic

@@ -201,11 +201,12 @@ def _inverse(
 
     By scale and not by element. XLA for CPUs keeps the division out of the loop, and
     what comes before it, if it is the last (and not that by a root, which it makes a
-    product with an inverse root). 1 / a subnormal number is infinite: such a group is
-    read as 0.
+    product with an inverse root). A group whose inverse scale would be infinite is read
+    as 0.
     """
     levels, power = _levels(dtype), _power(dtype)
-    roots = [jnp.where(s >= _TINY, _root(s, power), jnp.inf) for s in scales]
+    least = _TINY if power == 2 else max(_TINY, levels * 2.0**-127)
+    roots = [jnp.where(s >= least, _root(s, power), jnp.inf) for s in scales]
     return _common(tuple(levels / root for root in roots), shape, larger)
 
 
