@@ -7,8 +7,9 @@ A row is a way to store AdamW's moments (a dtype or a codec, for both) and the w
   where a 4-bit number counts half a byte; from `nbytes`; and by how much the process's
   memory (an accelerator: its memory in use) grows by a state that has made a step.
 - time: of a donated step on the same shapes, by update and apply_updates and, where
-  weights are rounded to nearest, by `fused`; against float32 AdamW by update in turns
-  with them; and the temporaries of the steps, in bytes of the row's parameters.
+  weights are rounded to nearest, by `fused` with either kernel; against float32 AdamW
+  by update in turns with them; and the temporaries of the steps, in bytes of the row's
+  parameters.
 - digits, characters: the training loss at the end, over ten seeds, and its distance to
   float32's from the same seed (same start, same batches): mean, and 95 % interval of
   Student's t. A row is inside where the mean distance is at most half the width of the
@@ -256,15 +257,17 @@ def print_bytes(
 
 
 def contestant(
-    row: Row, shapes: list[tuple[int, ...]], *, is_fused: bool = False
+    row: Row, shapes: list[tuple[int, ...]], kernel: str | None = None
 ) -> step_time.Contestant:
+    """A row's step by the protocol, or by `fused` with a kernel."""
     made = make_step(row, shapes)
     carry = [made.params, jax.jit(made.tx.init)(made.params), jnp.int32(0)]
 
     def fused(params: Any, state: Any, count: Any, gradients: Any) -> Any:
-        return *adamx.fused(made.tx).step(gradients, state, params), count + 1
+        step = adamx.fused(made.tx, kernel=str(kernel)).step
+        return *step(gradients, state, params), count + 1
 
-    step = fused if is_fused else made.step
+    step = fused if kernel else made.step
     return step_time.make_donated(row.name, step, carry, made.gradients)
 
 
@@ -280,9 +283,10 @@ def print_time(chosen: list[Row], shapes: list[tuple[int, ...]], rounds: int) ->
     for row in progress(chosen, "time"):
         other = contestant(row, shapes)
         has_fused = row.write is _tasks.write_nearest and row.make_tx is not optax.adamw
-        fused = contestant(row, shapes, is_fused=True) if has_fused else None
+        kernels = ("xla", "native") if has_fused else ()
+        fused = [contestant(row, shapes, kernel) for kernel in kernels]
         base.times.clear()
-        step_time.measure([x for x in (base, other, fused) if x], rounds)
+        step_time.measure([base, other, *fused], rounds)
         low, middle, high = statistics.quantiles(other.times, n=4)
         table.append(
             [
@@ -292,13 +296,18 @@ def print_time(chosen: list[Row], shapes: list[tuple[int, ...]], rounds: int) ->
                 f"{ratio(other, base):.2f}",
                 f"{other.temporary:.3f}",
                 f"{other.build_s:.1f}",
-                f"{ratio(fused, base):.2f}" if fused else "",
-                f"{fused.temporary:.3f}" if fused else "",
+                *(
+                    text
+                    for one in fused
+                    for text in (f"{ratio(one, base):.2f}", f"{one.temporary:.3f}")
+                ),
+                *("" for _ in range(4 - 2 * len(fused))),
             ]
         )
         del other, fused  # before the next are made
     head = ["", "median ms", "quartiles", "ratio to float32", "temporaries"]
     head += ["compile s", "fused: ratio", "fused: temporaries"]
+    head += ["native: ratio", "native: temporaries"]
     show(f"Time of a donated step, {len(shapes)} leaves", head, table)
 
 

@@ -103,6 +103,15 @@ CODECS = {
     "int8": lambda: adamx.codecs.int8(min_size=0),
     "column": lambda: adamx.codecs.int8("column", rounding="nearest", min_size=0),
     "row": lambda: adamx.codecs.int8("row", min_size=0),
+    "blocks of rows": lambda: adamx.codecs.int8("column", 20, min_size=0),
+    "int4": lambda: adamx.codecs.int4(min_size=0),
+    "int4, nearest": lambda: adamx.codecs.int4(
+        "column", 7, rounding="nearest", min_size=0
+    ),
+    "e4m3": lambda: adamx.codecs.fp8(min_size=0),
+    "e5m2, nearest": lambda: adamx.codecs.fp8(
+        "column", format="float8_e5m2", rounding="nearest", min_size=0
+    ),
     "bfloat16": adamx.codecs.bfloat16_stochastic,
 }
 

@@ -215,6 +215,18 @@ def test_address_sanitizer_finds_nothing(tmp_path):
             for _ in range(5):
                 p, s = run(p, s, [jnp.ones(x.shape, dtype) for x in p])
             jax.block_until_ready(p)
+        codecs = adamx.codecs
+        for made in (codecs.int8, codecs.int4, codecs.fp8):
+            codec = made(min_size=0)
+            tx = adamx.adamw(1e-3, mu_dtype=codec, nu_dtype=codec)
+            init, step = adamx.fused(tx, kernel="native")
+            shapes = ((1, 1), (131, 33), (301, 257), (3, 70, 5), (1, 33_001))
+            p = [jnp.ones(shape) for shape in shapes]
+            run = jax.jit(lambda p, s, g: step(g, s, p), donate_argnums=(0, 1))
+            s = init(p)
+            for _ in range(5):
+                p, s = run(p, s, [jnp.ones(x.shape) for x in p])
+            jax.block_until_ready(p)
         print("clean")
     """
     run = script(

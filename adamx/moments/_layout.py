@@ -182,8 +182,7 @@ def largest(
     Args:
       x: the array.
       groups: the shape of a scale of it.
-      is_simple: whether axes are reduced in one operation each, where there is one
-        group along them.
+      is_simple: whether axes are reduced in one operation each.
 
     Returns:
       An array of that shape, >= 0.
@@ -191,9 +190,23 @@ def largest(
     for axis, (n, d) in enumerate(zip(x.shape, groups, strict=True)):
         if n != d and d == 1 and is_simple:
             x = jnp.max(jnp.where(jnp.isnan(x), 0, x), axis=axis, keepdims=True)
+        elif n != d and is_simple:
+            x = _by_block(jnp.where(jnp.isnan(x), 0, x), axis, d)
+            x = jnp.max(x, axis=axis + 1, initial=0)
         elif n != d:
             x = _largest_along(x, axis, d)
     return jnp.where(jnp.isnan(x), 0, x)
+
+
+def _by_block(x: jax.Array, axis: int, blocks: int) -> jax.Array:
+    """An axis as (blocks, elements of a block), filled up with -inf."""
+    n = x.shape[axis]
+    span = -(-n // blocks)
+    if span * blocks > n:
+        padding = [(0, 0, 0)] * x.ndim
+        padding[axis] = (0, span * blocks - n, 0)
+        x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
+    return x.reshape(*x.shape[:axis], blocks, span, *x.shape[axis + 1 :])
 
 
 def _largest_along(x: jax.Array, axis: int, blocks: int) -> jax.Array:

@@ -92,12 +92,20 @@ class Slot:
 def is_in_passes(own: Sequence[jax.Array]) -> bool:
     """Whether a leaf's codes are read and written by passes over memory (`native`).
 
-    Those know 8 and 16 bits, and scales by row and column; the rest is XLA's, as usual.
+    Those know scales by row and by column, also for so many rows; not blocks along the
+    last axis, which are XLA's, as usual.
     """
     codes, *scales = own
-    pairs = [(d, n) for s in scales for d, n in zip(s.shape, codes.shape, strict=True)]
-    is_known = codes.dtype.name in ("int8", "uint8", "bfloat16")
-    return is_for_passes() and is_known and all(d in (1, n) for d, n in pairs)
+    return is_for_passes() and all(_is_by_lines(s.shape, codes.shape) for s in scales)
+
+
+def _is_by_lines(groups: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether groups of one shape of a scale are whole rows, or of whole columns."""
+    *others, last = [d in (1, n) for d, n in zip(groups, shape, strict=True)]
+    if not others:
+        return last
+    *leading, is_whole = others
+    return all(leading) and last and (is_whole or groups[-1] == shape[-1])
 
 
 def at_turn(turn: jax.Array, own: list[jax.Array]) -> list[jax.Array]:

@@ -75,15 +75,16 @@ class Pass:
         return results
 
     def table(self) -> np.ndarray:
-        """For the program: of each leaf its size, rows and columns; then of each of
-        its arrays and results which one it is, and the bytes before it there.
+        """For the program: of each leaf its size, rows and columns; then the rows that
+        share a number; then of each of its arrays and results which one it is, and the
+        bytes before it there.
         """
         rows = []
         for region, reads, writes in zip(
             self.regions, self.reads, self.writes, strict=True
         ):
             shape = region.arrays[0].shape
-            row = [math.prod(shape), *(1, 1, *shape)[-2:]]
+            row = [math.prod(shape), *(1, 1, *shape)[-2:], *region.spans]
             dtypes = (*self.source.in_dtypes, *self.source.out_dtypes)
             for (i, offset), dtype in zip((*reads, *writes), dtypes, strict=True):
                 row += [i, (offset or 0) * jnp.dtype(dtype).itemsize]
@@ -93,7 +94,7 @@ class Pass:
 
 def run_nodes(region: Region, known: dict[Value, Any]) -> list[Any]:
     """A region's results, from the values of its arrays and scalars."""
-    for node in (*region.nodes, *region.reductions):
+    for node in region.steps:
         inputs = [
             known.get(x) if isinstance(x, Value) else x.value for x in node.inputs
         ]

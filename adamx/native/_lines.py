@@ -6,7 +6,6 @@ from typing import Any
 
 from adamx.native import _operations as operations
 from adamx.native._graph import PASSED_ON, Number, Operand, Value
-from adamx.native._loops import is_byte
 from adamx.native._regions import Region, is_position
 
 
@@ -160,7 +159,7 @@ def _cut_when_written(region: Region) -> set[Value]:
     return {
         value
         for value in region.outputs
-        if is_byte(value)
+        if operations.is_byte(value.dtype)
         and value not in read
         and value.node is not None
         and value.node.name == "convert_element_type"

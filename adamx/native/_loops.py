@@ -37,11 +37,13 @@ class Parts:
     by_block: list[str] = dataclasses.field(default_factory=list)
     lines: list[str] = dataclasses.field(default_factory=list)
     behind: list[str] = dataclasses.field(default_factory=list)
+    spans: int = 0
 
     @property
     def is_blocked(self) -> bool:
         held = [*self.region.arrays, *self.region.results]
-        return bool(self.region.reductions) or any(map(is_byte, held))
+        is_wide = not any(operations.is_byte(value.dtype) for value in held)
+        return bool(self.region.reductions) or not is_wide
 
     @property
     def asks_ahead(self) -> bool:
@@ -49,16 +51,30 @@ class Parts:
         return bool(self.region.reductions)
 
     def read(self, i: int, value: Value, kind: str) -> str:
-        """Declares an array; the name of its element."""
+        """Declares an array; the name of its element.
+
+        Args:
+          i: its place among the arrays.
+          value: the array.
+          kind: "array", "row", "column", or "span": by column, for so many rows.
+        """
         kept = stored(value)
         self.once.append(f"const {kept}* in{i} = (const {kept}*)in[{i}];")
         if kind == "row":
             self.by_row.append(reading(f"r{i}", value, f"in{i}[r]"))
             return f"r{i}"
-        start = "first" if kind == "array" else "first_column"
+        starts = {"array": "first", "column": "first_column", "span": f"first{i}"}
+        start = starts[kind]
+        if kind == "span":
+            self.by_row.append(self.first_of_span(start))
         if not self.is_blocked:
-            index = "i" if kind == "array" else "first_column + c"
+            index = "i" if kind == "array" else f"{start} + c"
             self.lines.append(reading(f"a{i}", value, f"in{i}[{index}]"))
+            return f"a{i}"
+        if operations.is_packed(value.dtype):
+            self.once.append(f"{operations.written_type(value.dtype)} n{i}[{BLOCK}];")
+            self.by_block.append(f"unpack_{value.dtype}(n{i}, in{i}, first + from, n);")
+            self.lines.append(reading(f"a{i}", value, f"n{i}[j]"))
             return f"a{i}"
         self.by_block.append(f"const {kept}* x{i} = in{i} + {start} + from;")
         place = f"x{i}[j]"
@@ -66,8 +82,8 @@ class Parts:
             line = f"__builtin_prefetch((const char*)(x{i} + {AHEAD}) + j, 0, 2);"
             size = f"{BLOCK} * (int)sizeof({kept})"
             self.by_block.append(f"for (int j = 0; j < {size}; j += 64) {line}")
-        if kind == "array" and is_byte(value):
-            self.once.append(f"{operations.variable_type(value.dtype)} n{i}[{BLOCK}];")
+        if kind == "array" and operations.is_byte(value.dtype):
+            self.once.append(f"{operations.written_type(value.dtype)} n{i}[{BLOCK}];")
             self.by_block.append(f"for (int j = 0; j < n; j++) n{i}[j] = {place};")
             place = f"n{i}[j]"
         self.lines.append(reading(f"a{i}", value, place))
@@ -81,13 +97,25 @@ class Parts:
         if not self.is_blocked:
             self.lines.append(f"out{i}[i] = {found};")
             return
+        if operations.is_byte(value.dtype):
+            self.once.append(f"{operations.written_type(value.dtype)} m{i}[{BLOCK}];")
+            self.lines.append(f"m{i}[j] = {found};")
+        if operations.is_packed(value.dtype):
+            self.behind.append(f"pack_4(out{i}, first + from, m{i}, n);")
+            return
         self.by_block.append(f"{kept}* y{i} = out{i} + first + from;")
-        if not is_byte(value):
+        if not operations.is_byte(value.dtype):
             self.lines.append(f"y{i}[j] = {found};")
             return
-        self.once.append(f"{operations.variable_type(value.dtype)} m{i}[{BLOCK}];")
-        self.lines.append(f"m{i}[j] = {name};")
         self.behind.append(f"for (int j = 0; j < n; j++) y{i}[j] = ({kept})m{i}[j];")
+
+    def first_of_span(self, name: str) -> str:
+        """The line that finds where the numbers are of the rows that r belongs to."""
+        span = f"spans[{self.spans}]"
+        self.spans += 1
+        blocks = f"((rows + {span} - 1) / {span})"
+        place = f"(r / rows) * {blocks} + r % rows / {span}"
+        return f"const int64_t {name} = ({place}) * cols;"
 
     def loops(self, before: Sequence[str] = (), after: Sequence[str] = ()) -> list[str]:
         """The loops over rows, blocks and elements; lines by row before and after."""
@@ -129,8 +157,3 @@ def reading(name: str, value: Value, place: str) -> str:
     """The line that reads an element into a variable."""
     kind = operations.variable_type(value.dtype)
     return f"const {kind} {name} = {operations.load(value.dtype, place)};"
-
-
-def is_byte(value: Value) -> bool:
-    """Whether an element takes one byte."""
-    return stored(value) in ("int8_t", "uint8_t")

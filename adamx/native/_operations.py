@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-# dtype -> (type in memory, type of a variable). 16-bit floats are read, written and
-# rounded by functions of the template.
+# dtype -> (type in memory, type of a variable). Floats of 16 and 8 bits are read,
+# written and rounded by functions of the template; of 4 bits, two share a byte.
 _TYPES = {
     "float32": ("float", "float"),
     "float64": ("double", "double"),
@@ -21,12 +21,19 @@ _TYPES = {
     "bool": ("uint8_t", "int32_t"),
     "int8": ("int8_t", "int32_t"),
     "uint8": ("uint8_t", "uint32_t"),
+    "int4": ("uint8_t", "int32_t"),
+    "uint4": ("uint8_t", "uint32_t"),
+    "float8_e4m3fn": ("uint8_t", "float"),
+    "float8_e5m2": ("uint8_t", "float"),
     "int16": ("int16_t", "int32_t"),
     "uint16": ("uint16_t", "uint32_t"),
     "int32": ("int32_t", "int32_t"),
     "uint32": ("uint32_t", "uint32_t"),
 }
 _HALVES = ("bfloat16", "float16")
+_FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
+# What they are written as before they are put into memory.
+_WRITTEN = dict.fromkeys((*_HALVES, *_FLOAT8), "uint32_t")
 
 # An operation's writer: parameters, dtypes of inputs and result, the inputs' names in,
 # an expression out; None where C would not do what JAX does.
@@ -54,14 +61,29 @@ def variable_type(dtype: str) -> str:
     return _TYPES[dtype][1]
 
 
+def written_type(dtype: str) -> str:
+    """The C type of what `load` reads and `store` gives, 32 bits wide or wider."""
+    return _WRITTEN.get(dtype, variable_type(dtype))
+
+
+def is_byte(dtype: str) -> bool:
+    """Whether an element takes one byte in memory, or half of one."""
+    return stored_type(dtype) in ("int8_t", "uint8_t")
+
+
+def is_packed(dtype: str) -> bool:
+    """Whether two elements share a byte, the first one its lower half."""
+    return dtype in ("int4", "uint4")
+
+
 def load(dtype: str, place: str) -> str:
     """The expression that reads an element."""
-    return f"{dtype}_load({place})" if dtype in _HALVES else place
+    return f"{dtype}_load({place})" if dtype in _WRITTEN else place
 
 
 def store(dtype: str, variable: str) -> str:
     """The expression to be written to an element's place."""
-    return f"{dtype}_bits({variable})" if dtype in _HALVES else variable
+    return f"{dtype}_bits({variable})" if dtype in _WRITTEN else variable
 
 
 def literal(value: Any, dtype: str) -> str:
@@ -129,7 +151,9 @@ def _template(
     params = dict(zip(_PARAMETERS.get(primitive, ()), chosen, strict=True))
     places = [f"{{{i}}}" for i in range(len(dtypes))]
     found = writer(params, dtypes, result, places)
-    if found is None or result not in _HALVES:
+    if result in _FLOAT8 and primitive not in _MOVES:
+        return None  # XLA rounds it to 16 bits on the way
+    if found is None or result not in _WRITTEN:
         return found
     return f"{result}_round({found})"
 
@@ -140,6 +164,8 @@ def _is_float(name: str) -> bool:
 
 def _narrow(name: str, text: str) -> str:
     """An integer in its own width: what is left of it in memory."""
+    if is_packed(name):
+        return f"{name}_of((uint32_t)({text}))"
     stored, kind = _TYPES[name]
     return f"(({kind})({stored})({text}))"
 
@@ -213,7 +239,7 @@ def _square(params: Any, dtypes: Any, result: str, x: Any) -> str | None:
 def _integer_power(params: Any, dtypes: Any, result: str, x: Any) -> str | None:
     power = params["y"]
     # What XLA multiplies in which order is its own matter beyond a square.
-    if not _is_float(result) or result in _HALVES or power not in (1, 2, -1):
+    if not _is_float(result) or result in _WRITTEN or power not in (1, 2, -1):
         return None
     return {1: x[0], 2: f"({x[0]} * {x[0]})", -1: f"(1 / {x[0]})"}[power]
 
@@ -272,13 +298,15 @@ def _convert(params: Any, dtypes: Any, result: str, x: Any) -> str | None:
     source = dtypes[0]
     if result == "bool":
         return f"({x[0]} != 0)"
-    if source == "float64" and result in _HALVES:
+    if source == "float64" and result in _WRITTEN:
         return None  # it would be rounded twice
     if _is_float(result):
         # Many processors convert signed integers only.
-        signed = "(int32_t)" if source in ("uint8", "uint16") else ""
+        signed = "(int32_t)" if source in ("uint4", "uint8", "uint16") else ""
         return f"(({_TYPES[result][1]}){signed}{x[0]})"
     if _is_float(source):
+        if is_packed(result):
+            return None
         # Towards zero, at most to the borders of the type; NaN is 0.
         low, high = np.iinfo(result).min, np.iinfo(result).max
         if high > 65535 or source == "float64":
@@ -362,6 +390,9 @@ _WRITERS: dict[str, Writer] = {
     "broadcast_in_dim": _identity,  # of a scalar: see `_regions`
 }
 
+
+# Operations whose result is an element that there was, or a rounded one.
+_MOVES = ("convert_element_type", "select_n", "copy", "copy_p", "broadcast_in_dim")
 
 _LARGER = "((x) > (a) || (x) != (x)) ? (x) : (a)"
 # Where no NaN is looked for: one that is met is passed over.

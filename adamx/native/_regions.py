@@ -10,6 +10,7 @@ them down.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -23,6 +24,7 @@ from adamx.native._graph import (
     Value,
     is_single,
 )
+from adamx.native._spans import reduction_of, spread_of
 from adamx.native._windows import Join, base_of, joins_of, window_of
 
 
@@ -43,6 +45,7 @@ class Region:
     arrays: list[Value]
     rows: list[Value]
     columns: list[Value]
+    spreads: list[Value]
     scalars: list[Value]
     nodes: list[Node]
     outputs: list[Value]
@@ -56,28 +59,32 @@ class Region:
     @property
     def reads(self) -> list[Value]:
         """The arrays that it reads, in the order in which they are handed over."""
-        return [*self.arrays, *self.rows, *self.columns]
+        spread = [found.numbers for found in map(spread_of, self.spreads) if found]
+        return [*self.arrays, *self.rows, *self.columns, *spread]
+
+    @property
+    def spans(self) -> list[int]:
+        """How many rows share a number: of `spreads`, then of reductions so divided."""
+        spreads = [found.span for found in map(spread_of, self.spreads) if found]
+        reduced = [found.span for found in map(reduction_of, self.reductions) if found]
+        return [*spreads, *(span for span in reduced if span is not None)]
 
     @property
     def is_by_rows(self) -> bool:
         """Whether it must know where a row begins."""
-        kinds = [reduced_to(node) for node in self.reductions]
-        return bool(self.rows or self.columns) or any(k != "single" for k in kinds)
+        reduced = [found.kind for found in map(reduction_of, self.reductions) if found]
+        is_read_so = bool(self.rows or self.columns or self.spreads)
+        return is_read_so or any(kind != "single" for kind in reduced)
 
-
-def reduced_to(node: Node) -> str | None:
-    """What a reduction leaves: "single", "row" (one for each row), "column" or None."""
-    (value,) = node.inputs[:1]
-    last = len(value.shape) - 1
-    axes = sorted(node.params["axes"])
-    if axes == list(range(last + 1)):
-        return "single"
-    if last > 0 and axes == [last]:
-        return "row"
-    # A sum by column would depend on which thread adds what first.
-    if last > 0 and axes == [last - 1] and node.name != "reduce_sum":
-        return "column"
-    return None
+    @property
+    def steps(self) -> list[Node]:
+        """The operations that make its results of what it reads, in order."""
+        spread = [found.nodes for found in map(spread_of, self.spreads) if found]
+        steps = [*itertools.chain(*spread), *self.nodes]
+        for node in self.reductions:
+            found = reduction_of(node)
+            steps += [*(found.nodes if found else ()), node]
+        return steps
 
 
 def _kind(operand: Operand, shape: tuple[int, ...]) -> str | None:
@@ -91,6 +98,13 @@ def _kind(operand: Operand, shape: tuple[int, ...]) -> str | None:
     if len(shape) > 1 and operand.shape == (*shape[:-2], 1, shape[-1]):
         return "column"
     return None
+
+
+def _is_readable(value: Value, kind: str | None) -> bool:
+    """Whether elements have an address: those of 4 bits only in a whole array."""
+    if not _operations.is_packed(value.dtype):
+        return True
+    return kind == "full" and base_of(value).shape == value.shape
 
 
 def _is_read(value: Value) -> bool:
@@ -155,6 +169,10 @@ def _cone(roots: Sequence[Value]) -> Region | None:
         if not _operations.is_supported(value.dtype):
             return None
         kind = _kind(value, shape)
+        if kind == "full" and not _is_read(value) and spread_of(value):
+            kind = "spread"
+        if not _is_readable(value, kind):
+            return None
         if kind != "full" or _is_read(value):
             found.setdefault(kind, []).append(value)
             continue
@@ -170,6 +188,7 @@ def _cone(roots: Sequence[Value]) -> Region | None:
         arrays=found["full"],
         rows=found.get("row", []),
         columns=found.get("column", []),
+        spreads=found.get("spread", []),
         scalars=found.get("single", []),
         nodes=sorted(nodes, key=lambda node: node.number),
         outputs=list(roots),
@@ -311,12 +330,12 @@ def _joined(cones: dict[Value, Region], stages: dict[Value, int]) -> list[Region
 
 def _reduced(node: Node) -> Region | None:
     """The region of a reduction of elements, or None."""
-    value = node.inputs[0] if node.inputs else None
-    if not isinstance(value, Value) or 0 in value.shape or not value.shape:
+    found = reduction_of(node)
+    if found is None or 0 in found.value.shape:
         return None
-    if not _operations.is_reduction(node.name, value.dtype) or not reduced_to(node):
+    if not _operations.is_reduction(node.name, found.value.dtype):
         return None
-    region = _cone([value])
+    region = _cone([found.value])
     return region and dataclasses.replace(region, reductions=[node])
 
 

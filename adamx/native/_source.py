@@ -43,8 +43,9 @@ def source_of(region: Region) -> Source:
         parts.once.append(reading(f"s{i}", value, place))
         names[value] = f"s{i}"
     kinds = [*("array" for _ in region.arrays), *("row" for _ in region.rows)]
-    kinds += ["column" for _ in region.columns]
-    for i, (value, kind) in enumerate(zip(region.reads, kinds, strict=True)):
+    kinds += ["column" for _ in region.columns] + ["span" for _ in region.spreads]
+    named = [*region.arrays, *region.rows, *region.columns, *region.spreads]
+    for i, (value, kind) in enumerate(zip(named, kinds, strict=True)):
         names[value] = parts.read(i, value, kind)
     for (dtype, text), name in limits_of(region).items():
         kind = operations.variable_type(dtype)
@@ -86,6 +87,8 @@ def _head(region: Region, parts: Parts) -> list[str]:
         *(["#define USES_FLOAT16"] if is_used or "float16" in held else []),
         *(["#define BY_ROWS"] if region.is_by_rows else []),
         *(["#define REDUCES"] if region.reductions else []),
+        *(["#define PACKED"] if any(map(operations.is_packed, held)) else []),
+        f"#define N_SPANS {len(region.spans)}",
         f"#define N_SCALARS {len(region.scalars)}",
         f"#define N_IN {len(region.reads)}",
         f"#define N_OUT {len(region.results)}",
@@ -106,7 +109,7 @@ def _writes(region: Region, names: dict[Value, str], parts: Parts) -> list[str]:
         ]
     # Two loops, and one question before both.
     inlined = "static inline __attribute__((always_inline)) void elements_of"
-    given = "in, out, scalars, begin, end, rows, cols"
+    given = "in, out, scalars, begin, end, rows, cols, spans"
     tests = [f"*(const float*)scalars[{i}] > 0" for i in numbers]
     return [
         *_function(inlined, f", const int {SHARES}"),
@@ -124,7 +127,8 @@ def _function(name: str, more: str) -> list[str]:
     return [
         f"{name}(",
         "    void* const* in, void* const* out, const void* const* scalars,",
-        f"    int64_t begin, int64_t end, int64_t rows, int64_t cols{more}) {{",
+        "    int64_t begin, int64_t end, int64_t rows, int64_t cols,",
+        f"    const int64_t* spans{more}) {{",
     ]
 
 

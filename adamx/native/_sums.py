@@ -7,7 +7,8 @@ from adamx.native import _operations as operations
 from adamx.native._graph import Node, Number, Operand, Value
 from adamx.native._lines import is_made_by
 from adamx.native._loops import BLOCK, Parts, stored
-from adamx.native._regions import Region, reduced_to
+from adamx.native._regions import Region
+from adamx.native._spans import reduction_of
 
 # Independent sums, for the compiler to keep in one vector.
 _LANES = 32
@@ -33,19 +34,24 @@ def reduces(region: Region, names: dict[Value, str], parts: Parts) -> list[str]:
         )
         parts.lines.append(f"b_{name}[j] = {name};")
     for s in by_kind["column"]:
-        parts.once.append(s.column_pointer())
-        parts.by_block.append(f"{s.type}* v{s.i} = col{s.i} + first_column + from;")
+        first = "first_column"
+        if s.span is not None:
+            first = f"first_of{s.i}"
+            parts.by_row.append(parts.first_of_span(first))
+        parts.by_block.append(f"{s.type}* v{s.i} = col{s.i} + {first} + from;")
         step = f"v{s.i}[j] = STEP{s.i}(v{s.i}[j], {names[s.value]});"
         parts.lines.append(step)
+    parts.once += _column_pointers(by_kind["column"])
     parts.behind += [line for s in stepwise for line in s.steps(f"b_{names[s.value]}")]
     return [
         *(f"#define STEP{s.i}(a, x) ({s.next})" for s in sums),
         *_wholes(by_kind["single"]),
-        *_columns(by_kind["column"]),
+        *_columns(by_kind["column"], len(region.spreads)),
         "static void reduce(",
         "    void* const* in, void* const* out, const void* const* scalars,",
-        "    whole_t* whole, char* columns, int64_t all_columns,",
-        "    int64_t begin, int64_t end, int64_t rows, int64_t cols) {",
+        "    whole_t* whole, char* columns, const int64_t* n_columns,",
+        "    int64_t begin, int64_t end, int64_t rows, int64_t cols,",
+        "    const int64_t* spans) {",
         *parts.once,
         *(line for s in by_kind["single"] for line in s.lanes()),
         *parts.loops(
@@ -94,19 +100,19 @@ class _Sum:
 
     @property
     def kind(self) -> str | None:
-        return reduced_to(self.node)
+        found = reduction_of(self.node)
+        return found and found.kind
+
+    @property
+    def span(self) -> int | None:
+        found = reduction_of(self.node)
+        return found and found.span
 
     def lanes(self) -> list[str]:
         return [
             f"{self.type} acc{self.i}[{_LANES}];",
             f"for (int l = 0; l < {_LANES}; l++) acc{self.i}[l] = {self.start};",
         ]
-
-    def column_pointer(self) -> str:
-        return (
-            f"{self.type}* col{self.i} = "
-            f"({self.type}*)(columns + COLUMN_OFFSET{self.i} * all_columns);"
-        )
 
     def steps(self, buffer: str) -> list[str]:
         """The loops that take in the numbers of a block."""
@@ -164,39 +170,63 @@ def _wholes(sums: Sequence[_Sum]) -> list[str]:
     ]
 
 
-def _columns(sums: Sequence[_Sum]) -> list[str]:
-    """Numbers by column: one set for each thread, in blocks of one type each."""
+def _column_pointers(sums: Sequence[_Sum]) -> list[str]:
+    lines = []
+    for k, s in enumerate(sums):
+        lines.append(f"{s.type}* col{s.i} = ({s.type}*)columns;")
+        lines.append(f"columns += n_columns[{k}] * COLUMN_BYTES;")
+    return lines
+
+
+def _columns(sums: Sequence[_Sum], before: int) -> list[str]:
+    """Numbers by column: one set for each thread, those of one sum behind another's.
+
+    Args:
+      sums: those by column.
+      before: how many spans belong to what is read.
+    """
     # All as wide as the widest: a double after an odd number of floats is not aligned.
     width = 8 if any(s.type == "double" for s in sums) else 4
-    offsets = [f"#define COLUMN_OFFSET{s.i} {n * width}" for n, s in enumerate(sums)]
-    size = width * len(sums)
+    counts = []
+    for k, s in enumerate(sums):
+        blocks = ""
+        if s.span is not None:
+            blocks = f" * ((rows + spans[{before}] - 1) / spans[{before}])"
+            before += 1
+        counts.append(f"n[{k}] = matrices * cols{blocks};")
 
-    def loop(line: str) -> list[str]:
+    def loop(line: str, *pointers: str) -> list[str]:
         lines = []
-        for s in sums:
+        for k, s in enumerate(sums):
             lines += [
-                "for (int64_t c = 0; c < n; c++) {",
+                f"for (int64_t c = 0; c < n[{k}]; c++) {{",
                 line.format(
                     i=s.i,
                     start=s.start,
-                    a=f"(({s.type}*)(a + COLUMN_OFFSET{s.i} * n))[c]",
-                    b=f"((const {s.type}*)(b + COLUMN_OFFSET{s.i} * n))[c]",
+                    a=f"(({s.type}*)a)[c]",
+                    b=f"((const {s.type}*)b)[c]",
                     out=f"(({stored(s.value)}*)out[{s.i}])[c]",
                 ),
                 "}",
+                *(f"{p} += n[{k}] * COLUMN_BYTES;" for p in pointers),
             ]
         return lines
 
     return [
-        *offsets,
-        f"#define COLUMN_BYTES {size}",
-        "static void start_columns(char* a, int64_t n) {",
-        *loop("{a} = {start};"),
+        f"#define COLUMN_SUMS {len(sums)}",
+        f"#define COLUMN_BYTES {width}",
+        "static void count_columns(int64_t matrices, int64_t rows, int64_t cols,",
+        "                          const int64_t* spans, int64_t* n) {",
+        *counts,
         "}",
-        "static void add_columns(char* a, const char* b, int64_t n) {",
-        *loop("{a} = STEP{i}({a}, {b});"),
+        "static void start_columns(char* a, const int64_t* n) {",
+        *loop("{a} = {start};", "a"),
         "}",
-        "static void finish_columns(void* const* out, const char* a, int64_t n) {",
-        *loop("{out} = {a};"),
+        "static void add_columns(char* a, const char* b, const int64_t* n) {",
+        *loop("{a} = STEP{i}({a}, {b});", "a", "b"),
+        "}",
+        "static void finish_columns(",
+        "    void* const* out, const char* a, const int64_t* n) {",
+        *loop("{out} = {a};", "a"),
         "}",
     ]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from jax import lax
 
 from adamx.native._graph import UNKNOWN, Graph, Node, Operand, Value
+from adamx.native._operations import is_packed
 
 # Results that are in memory in any case: an array may be read from there.
 _IN_MEMORY = ("cond", "while", "scan", "dot_general", "conv_general_dilated", "psum")
@@ -118,6 +119,8 @@ def joins_of(graph: Graph) -> dict[Node, Join]:
         node = value.node if isinstance(value, Value) else None
         if node is None or node.name != "concatenate" or node in found:
             continue
+        if is_packed(value.dtype):
+            continue  # the ends of two parts may share a byte
         if math.prod(value.shape[: node.params["dimension"]]) == 1:
             sizes = [math.prod(x.shape) for x in node.inputs]
             offsets = [0, *itertools.accumulate(sizes)]

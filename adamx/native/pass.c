@@ -17,7 +17,8 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#define ENTRY (3 + 2 * (N_IN + N_OUT)) /* of a leaf, in the table of a call */
+#define ARRAYS (3 + N_SPANS) /* where they begin in the entry of a leaf */
+#define ENTRY (ARRAYS + 2 * (N_IN + N_OUT)) /* of a leaf, in the table of a call */
 #define CHUNK 32768
 #define ALONE (2 * CHUNK) /* fewer elements are not worth a second thread */
 
@@ -27,8 +28,11 @@ typedef struct {
   int64_t share; /* units of a chunk */
   int64_t rows;  /* of one matrix: the last axis but one */
   int64_t cols;
-  int64_t all_columns; /* of all matrices of the leaf */
-  int64_t column;      /* columns of the leaves before it */
+  const int64_t* spans; /* how many rows share a number */
+#ifdef REDUCES
+  int64_t n[COLUMN_SUMS + 1]; /* numbers by column, of each sum */
+  int64_t column;             /* of the leaves before it */
+#endif
   void* const* in;
   void* const* out;
 } leaf_t;
@@ -45,7 +49,7 @@ typedef struct {
 #ifdef REDUCES
   whole_t* whole;      /* by chunk, so that threads do not change the sum's order */
   char* columns;       /* by thread: the order of a largest element is the same */
-  int64_t all_columns; /* of all leaves */
+  int64_t all_columns; /* numbers of all leaves */
 #endif
 } job_t;
 
@@ -65,11 +69,12 @@ static void run_chunk(job_t* job, int64_t chunk, int worker) {
   int64_t end = begin + leaf->share < leaf->units ? begin + leaf->share : leaf->units;
 #ifdef REDUCES
   char* columns = job->columns + (worker * job->all_columns + leaf->column) * COLUMN_BYTES;
-  reduce(leaf->in, leaf->out, job->scalars, &job->whole[chunk], columns,
-         leaf->all_columns, begin, end, leaf->rows, leaf->cols);
+  reduce(leaf->in, leaf->out, job->scalars, &job->whole[chunk], columns, leaf->n, begin,
+         end, leaf->rows, leaf->cols, leaf->spans);
 #else
   (void)worker;
-  elements(leaf->in, leaf->out, job->scalars, begin, end, leaf->rows, leaf->cols);
+  elements(leaf->in, leaf->out, job->scalars, begin, end, leaf->rows, leaf->cols,
+           leaf->spans);
 #endif
 }
 
@@ -135,16 +140,29 @@ static int64_t measure(const int64_t* entry, leaf_t* leaf) {
   int64_t size = entry[0];
   leaf->rows = entry[1];
   leaf->cols = entry[2];
+  leaf->spans = entry + 3;
 #ifdef BY_ROWS
   leaf->units = size / leaf->cols;
   leaf->share = leaf->cols > CHUNK ? 1 : CHUNK / leaf->cols;
+#ifdef PACKED
+  leaf->share += leaf->share * leaf->cols & 1; /* no two threads share a byte */
+#endif
 #else
   leaf->units = size;
   leaf->share = CHUNK;
 #endif
-  leaf->all_columns = leaf->units / leaf->rows * leaf->cols;
   return size;
 }
+
+#ifdef REDUCES
+/* How many numbers by column the sums of a leaf have. */
+static int64_t measure_columns(leaf_t* leaf, int64_t size) {
+  int64_t all = 0, matrix = leaf->rows * leaf->cols;
+  count_columns(matrix ? size / matrix : 0, leaf->rows, leaf->cols, leaf->spans, leaf->n);
+  for (int i = 0; i < COLUMN_SUMS; i++) all += leaf->n[i];
+  return all;
+}
+#endif
 
 static int64_t chunks_of(const leaf_t* leaf) {
   return (leaf->units + leaf->share - 1) / leaf->share;
@@ -183,9 +201,12 @@ static XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
   int64_t chunks = 0, total = 0, columns = 0;
   for (int64_t i = 0; i < leaves; i++) {
     leaf_t leaf;
-    total += measure(table + i * ENTRY, &leaf);
+    int64_t size = measure(table + i * ENTRY, &leaf);
+    total += size;
     chunks += chunks_of(&leaf);
-    columns += leaf.all_columns;
+#ifdef REDUCES
+    columns += measure_columns(&leaf, size);
+#endif
   }
   int64_t threads = threads_for(frame, chunks, total);
   /* One block: it may outlive this call, in tasks that find nothing left to do. */
@@ -202,19 +223,24 @@ static XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
   leaf_t* leaf = (leaf_t*)(job + 1);
   void** data = (void**)(leaf + leaves);
   for (int64_t i = 0; i < N_SCALARS; i++) data[i] = args[i]->data;
-  int64_t begin = 0, column = 0;
+  int64_t begin = 0;
+  columns = 0;
   for (int64_t i = 0; i < leaves; i++) {
     const int64_t* entry = table + i * ENTRY;
     void** own = data + N_SCALARS + i * (N_IN + N_OUT);
-    measure(entry, &leaf[i]);
-    locate(entry + 3, N_IN, args, own);
-    locate(entry + 3 + 2 * N_IN, N_OUT, rets, own + N_IN);
+    int64_t size = measure(entry, &leaf[i]);
+    locate(entry + ARRAYS, N_IN, args, own);
+    locate(entry + ARRAYS + 2 * N_IN, N_OUT, rets, own + N_IN);
     leaf[i].begin = begin;
-    leaf[i].column = column;
+#ifdef REDUCES
+    leaf[i].column = columns;
+    columns += measure_columns(&leaf[i], size);
+#else
+    (void)size;
+#endif
     leaf[i].in = own;
     leaf[i].out = own + N_IN;
     begin += chunks_of(&leaf[i]);
-    column += leaf[i].all_columns;
   }
   atomic_init(&job->references, 1);
   atomic_init(&job->workers, 0);
@@ -231,7 +257,7 @@ static XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
   for (int64_t w = 0; w < threads; w++)
     for (int64_t i = 0; i < leaves; i++)
       start_columns(job->columns + (w * columns + leaf[i].column) * COLUMN_BYTES,
-                    leaf[i].all_columns);
+                    leaf[i].n);
 #endif
   call_helpers(frame, job, threads);
   work(job);
@@ -240,15 +266,15 @@ static XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
 #ifdef REDUCES
   int workers = atomic_load(&job->workers);
   for (int64_t i = 0; i < leaves; i++) {
-    int64_t n = leaf[i].all_columns, last = leaf[i].begin + chunks_of(&leaf[i]);
+    int64_t last = leaf[i].begin + chunks_of(&leaf[i]);
     whole_t a;
     start_whole(&a);
     for (int64_t c = leaf[i].begin; c < last; c++) add_whole(&a, &job->whole[c]);
     finish_whole(leaf[i].out, &a);
     char* first = job->columns + leaf[i].column * COLUMN_BYTES;
     for (int w = 1; w < workers; w++)
-      add_columns(first, first + (size_t)w * columns * COLUMN_BYTES, n);
-    finish_columns(leaf[i].out, first, n);
+      add_columns(first, first + (size_t)w * columns * COLUMN_BYTES, leaf[i].n);
+    finish_columns(leaf[i].out, first, leaf[i].n);
   }
 #endif
   release(job);
