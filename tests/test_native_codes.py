@@ -30,6 +30,14 @@ from tests.row import LR
 pytestmark = MARKS
 
 
+def rounds_twice(dtype: Any) -> bool:
+    """Whether XLA rounds to 16 bits before it rounds to 8, as older ones do."""
+    x = jnp.float32(1.125 + 2**-14)
+    return (
+        dtype == jnp.float8_e5m2 and float(jax.jit(lambda x: x.astype(dtype))(x)) < 1.2
+    )
+
+
 @pytest.mark.parametrize("codec", some(CODECS, "int8", "int4", "e4m3", "bfloat16"))
 def test_codes_are_read_and_written_in_passes(codec):
     """Scales are exact: two passes, one that finds them and one that uses them.
@@ -63,7 +71,7 @@ def test_codes_are_read_and_written_in_passes(codec):
             if old.dtype.itemsize < 4:
                 # A last bit decides which of two codes is the nearer one: rarely.
                 off = np.asarray(old, np.float32) - np.asarray(new, np.float32)
-                assert np.mean(off != 0) < 2e-4
+                assert np.mean(off != 0) < (5e-3 if rounds_twice(old.dtype) else 2e-4)
                 if "int" in old.dtype.name:
                     assert np.max(np.abs(off)) <= 1
             else:
