@@ -3,6 +3,8 @@
 import builtins
 import contextlib
 import re
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -529,20 +531,90 @@ def test_on_a_cpu_only_so_many_rates_at_a_time_as_stay_in_its_cache(monkeypatch)
     )
     # Parameters, gradients, two moments, and scalars.
     each = 4 * 20 * 4
-    for size, most, width in (
-        (1.5 * each, 32, 1),
-        (9 * each, 6, 6),
-        (6 * each, 32, 4),  # not 5, which pads by 3
-        (10 * each, 7, 7),
+    for size, cores, most, width in (
+        (1.5 * each, 2, 32, 1),
+        (6 * each, 1, 32, 4),  # not 5, which pads by 3
+        (99 * each, 1, 32, 16),
+        (99 * each, 2, 32, 8),
+        (99 * each, 2, 7, 2),
+        (99 * each, 64, 32, 1),
     ):
         monkeypatch.setattr(_sweep_run, "_CACHE", int(size))
+        monkeypatch.setattr(_sweep_run, "cores", lambda cores=cores: cores)
         assert _sweep_run.width_in_cache(search, most) == width
+
+
+def test_each_core_has_a_thread(monkeypatch):
+    """Of two items, each waits for the other one; behind an error none is begun."""
+    monkeypatch.setattr(_sweep_run, "cores", lambda: 2)
+    both = threading.Barrier(2, timeout=60)
+
+    def wait(item):
+        both.wait()
+        return -item
+
+    assert _sweep_run.in_threads(wait, [1, 2]) == [-1, -2]
+    assert _sweep_run.in_threads(lambda x: x, []) == []
+    begun = []
+
+    def fail(item):
+        begun.append(item)
+        if item == 0:
+            raise ValueError(f"item {item}")
+        time.sleep(0.05)
+
+    with pytest.raises(ValueError, match="item 0"):
+        _sweep_run.in_threads(fail, range(50))
+    assert len(begun) < 50
+
+
+def test_a_sweep_keeps_the_settings_that_hold_around_it():
+    """A thread has none of what `with` sets, so nothing is traced in one."""
+    params, batches = problem()
+    found = []
+
+    def loss(p, batch):
+        found.append(jax.config.jax_default_matmul_precision)
+        return loss_fn(p, batch)
+
+    with jax.default_matmul_precision("float32"):
+        adamx.lr_sweep(
+            loss, params, batches, adamx.sgd, RATES, devices=jax.devices()[:1]
+        )
+    assert set(found) == {"float32"}
+
+
+def test_prints_of_chunks_are_in_order(monkeypatch):
+    monkeypatch.setattr(_sweep_run, "cores", lambda: 2)
+    heard = []
+
+    def loss(p, batch):
+        jax.debug.callback(lambda x: heard.append(int(x)), p["step"], ordered=True)
+        return p["step"] * 1.0 + jnp.sum(batch) * 0
+
+    def make_tx(rate):
+        return optax.GradientTransformation(
+            lambda p: rate, lambda g, s, p: ({"step": jnp.ones(())}, s * 1)
+        )
+
+    params, batches = {"step": jnp.zeros(())}, jnp.ones((4, 2))
+    train = _sweep.Trainer(
+        _sweep_run.checked(loss, params, batches, make_tx),
+        4,
+        jax.devices()[:1],
+        in_cache=True,
+    )
+    assert train.width == 1
+    train(np.float32([1, 2, 3, 4]), None)
+    jax.effects_barrier()
+    assert heard == [0, 1, 2, 3] * 4
 
 
 def test_chunks_side_by_side_have_the_curves_of_all_at_once(
     sweep, compilations, monkeypatch
 ):
     monkeypatch.setattr(_sweep_run, "_CACHE", 2000)
+    monkeypatch.setattr(_sweep_run, "cores", lambda: 2)
     params, batches = problem()
     train = _sweep.Trainer(
         _sweep_run.checked(loss_fn, params, batches, adamx.adamw),

@@ -177,8 +177,8 @@ def lr_sweep(
         (of `chunk`) wastes nothing. None: no second sweep.
       smoothing: b in [0, 1). None: a memory of a twentieth of the steps.
       chunk: so many rates at a time, one chunk behind another through the same program,
-        for want of memory. None: all at once; on a CPU as many as stay in its cache,
-        and chunks side by side where there are cores for them.
+        for want of memory. None: all at once; on a CPU as many as stay in a core's
+        cache, each core a chunk of its own.
       devices: over which the rates are spread. None: all local ones of the parameters'
         platform, unless parameters or batches are spread over devices themselves.
       progress: whether to draw a bar, which costs a second compilation, that of the
@@ -264,13 +264,15 @@ class Trainer:
         is_watched: bool = False,
         in_cache: bool = False,
     ):
-        """`in_cache`: on a CPU fewer rates at a time, where all do not fit in there."""
+        """`in_cache`: on a CPU fewer rates at a time, for each core its own."""
         self.mesh = _sweep_run.mesh_of(search, devices, at_once)
         per_device = -(-at_once // (self.mesh.size if self.mesh else 1))
         if in_cache and _sweep_run.platform_of(search, self.mesh) == "cpu":
             per_device = _sweep_run.width_in_cache(search, per_device)
-        self.is_side_by_side = in_cache and not is_watched
-        self.width = per_device * (self.mesh.size if self.mesh else 1)
+        self.is_watched = is_watched
+        n_devices = self.mesh.size if self.mesh else 1
+        self.is_side_by_side = in_cache and n_devices == 1
+        self.width = per_device * n_devices
         init = jax.vmap(lambda r, p: _sweep_run.initial(search, r, p), (0, None))
         step = jax.vmap(lambda c, r, b: _sweep_run.step(search, c, r, b), (0, 0, None))
         self.programs = _sweep_run.programs(
@@ -281,6 +283,8 @@ class Trainer:
             self.mesh,
             is_watched,
         )
+        self._program: Any = None
+        self._has_effects = False
         self.search = search._replace(
             params=_sweep_run.at_mesh(search.params, self.mesh),
             batches=_sweep_run.at_mesh(search.batches, self.mesh),
@@ -294,24 +298,37 @@ class Trainer:
             for begin in range(0, len(rates), self.width)
         ]
         found = [np.empty((0, self.search.steps), self.search.dtype)]
-        if self.is_side_by_side:  # all are under way before the first is waited for
+        given = [self._padded(part) for part in parts]
+        if self.is_side_by_side and not self.is_watched:
             with _sweep_run.memory_advice():
-                started = [self._start(part) for part in parts]
-                all_losses = list(map(np.asarray, started))
+                all_losses = self._side_by_side(given)
         else:
             all_losses = [
-                _sweep_run.run(self.programs, self.search, self._padded(part), on_steps)
-                for part in parts
+                _sweep_run.run(self.programs, self.search, padded, on_steps)
+                for padded in given
             ]
         for part, losses in zip(parts, all_losses, strict=True):
             found.append(losses.T[: len(part)])
         return np.concatenate(found)
 
-    def _start(self, part: np.ndarray) -> jax.Array:
-        """The losses of all steps; what else is left goes with the last of them."""
+    def _side_by_side(self, given: Sequence[jax.Array]) -> list[np.ndarray]:
+        """The losses of all steps, of each part.
+
+        The program is compiled here: a thread of its own does not have the settings
+        that hold in a block (`with jax.enable_x64()`).
+        """
         search = self.search
-        start = self.programs.start
-        return start(self._padded(part), search.params, search.batches)[1]
+        if self._program is None and given:
+            traced = self.programs.start.trace(given[0], search.params, search.batches)
+            self._has_effects = bool(traced.jaxpr.effects)
+            self._program = traced.lower().compile()
+
+        def losses(rates: jax.Array) -> np.ndarray:
+            return np.asarray(self._program(rates, search.params, search.batches)[1])
+
+        if self._has_effects:  # prints in their order
+            return list(map(losses, given))
+        return _sweep_run.in_threads(losses, given)
 
     def _padded(self, part: np.ndarray) -> Any:
         padded = np.pad(part, (0, self.width - len(part)), mode="edge")
