@@ -74,9 +74,29 @@ def test_codes_are_read_and_written_in_passes(codec):
                 assert np.mean(off != 0) < (5e-3 if rounds_twice(old.dtype) else 2e-4)
                 if "int" in old.dtype.name:
                     assert np.max(np.abs(off)) <= 1
+                else:  # one step of a float
+                    size = np.maximum(np.abs(np.asarray(old, np.float32)), 1e-2)
+                    assert np.max(np.abs(off) / size) <= 0.25
             else:
                 np.testing.assert_allclose(new, old, rtol=1e-6, atol=1e-12)
         params, state = wanted
+
+
+@pytest.mark.parametrize("codec", some(CODECS, "int4"))
+def test_codes_of_leaves_without_rows_or_with_many_axes(codec):
+    """A number, a vector, nothing, and one scale for what is no matrix: by XLA."""
+    tx = adamw(mu_dtype=CODECS[codec](), nu_dtype=CODECS[codec]())
+    xla, native = steps_of(tx)
+    shapes = [(), (1,), (300,), (0, 3), (4, 1), (1, 5), (20, 16, 2, 3)]
+    params = {str(shape): jnp.full(shape, 1e-3) for shape in shapes}
+    grads = {
+        name: jnp.arange(1.0, 1 + p.size).reshape(p.shape) for name, p in params.items()
+    }
+    carry = params, tx.init(params)
+    for _ in range(2):
+        wanted, found = xla(*copies(carry), grads), native(*copies(carry), grads)
+        assert_alike(found[0], wanted[0], carry[0], 1e-6)
+        carry = wanted
 
 
 def test_leaves_of_codes_are_two_programs_one_after_the_other(monkeypatch):

@@ -104,8 +104,9 @@ def test_parts_of_arrays_of_4_bits_are_left_to_xla():
         rows = x.reshape(6, 5)[1:] ^ jnp.uint4(5)
         return [jnp.concatenate([first, rest - jnp.uint4(1)]), rows]
 
-    found = jax.jit(lambda x: in_passes(parts, x, results=[0]), donate_argnums=0)(x + 0)
-    for a, b in zip(found, parts(x), strict=True):
+    step = jax.jit(lambda x: in_passes(parts, x, results=[0]), donate_argnums=0)
+    assert not CALL.search(text_of(step, x))
+    for a, b in zip(step(x + 0), parts(x), strict=True):
         np.testing.assert_array_equal(a.astype(jnp.int32), b.astype(jnp.int32))
 
 
@@ -155,8 +156,9 @@ def test_numbers_of_which_some_are_for_no_row():
         y = x * _layout.spread(scale, (7, 9))
         return [y, _layout.largest(y, (6, 9), is_simple=True)]
 
-    found = jax.jit(lambda *args: in_passes(function, *args))(x, scale)
-    for a, b in zip(found, function(x, scale), strict=True):
+    step = jax.jit(lambda *args: in_passes(function, *args))
+    assert not CALL.search(text_of(step, x, scale))
+    for a, b in zip(step(x, scale), function(x, scale), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -169,21 +171,24 @@ def test_a_largest_number_below_zero_in_rows_that_were_filled_up():
         return jnp.max(x.reshape(3, 3, 5), axis=1)
 
     for number in (-np.inf, 0.0, -15.0):
-        found = jax.jit(lambda x, n=number: in_passes(lambda x: largest(x, n), x))(x)
-        np.testing.assert_array_equal(found, largest(x, number))
+        step = jax.jit(lambda x, n=number: in_passes(lambda x: largest(x, n), x))
+        assert bool(CALL.search(text_of(step, x))) == (number == -np.inf)
+        np.testing.assert_array_equal(step(x), largest(x, number))
 
 
 def test_what_passes_do_not_know_is_the_same():
-    """Scales by block along a row are XLA's, beside passes."""
-    codec = adamx.codecs.int4("block", 8, min_size=0)
-    xla, native = steps_of(adamw(mu_dtype=codec, nu_dtype=codec))
-    carry = (
-        {"p": jnp.ones((6, 40))},
-        adamw(mu_dtype=codec, nu_dtype=codec).init({"p": jnp.ones((6, 40))}),
-    )
-    grads = {"p": jnp.linspace(-1, 1, 240).reshape(6, 40)}
+    """Scales by block along a row are XLA's, beside passes for another leaf."""
+    codec = adamx.codecs.int4("block", 8, min_size=0, keep=lambda path: path == "kept")
+    tx = adamw(mu_dtype=codec, nu_dtype=codec)
+    xla, native = steps_of(tx)
+    params = {"p": jnp.ones((6, 40)), "kept": jnp.ones(9)}
+    carry = params, tx.init(params)
+    grads = {"p": jnp.linspace(-1, 1, 240).reshape(6, 40), "kept": jnp.arange(9.0)}
+    text = text_of(native, *carry, grads)
+    assert len(CALL.findall(text)) == 1
+    assert re.search(r"s4\[6,40\]\S* fusion\(", text)
     wanted, found = xla(*copies(carry), grads), native(*copies(carry), grads)
-    assert_alike(found[0], wanted[0], carry[0], 1e-6)
+    assert_alike(found[0], wanted[0], params, 1e-6)
 
 
 def test_programs_of_leaves_with_other_spans_are_one(monkeypatch):

@@ -160,6 +160,20 @@ def test_barriers_over_several_shapes():
     alike(half_in_a_pass, x, y)
 
 
+def test_integers_are_true_but_for_0():
+    """Whatever their lowest byte is; written, and reduced."""
+    x = jnp.asarray([1, 2, 256, -1, 512, 0, 1 << 31 - 1], jnp.int32)
+
+    def function(x: jax.Array) -> list[jax.Array]:
+        return [x.astype(bool), jnp.all(x[:5].astype(bool)), jnp.any(x.astype(bool))]
+
+    step = jax.jit(lambda x: in_passes(function, x))
+    assert CALL.search(text_of(step, x))
+    for a, b in zip(step(x), function(x), strict=True):
+        found = np.asarray(a).view(np.uint8)
+        np.testing.assert_array_equal(found, np.asarray(b).view(np.uint8))
+
+
 def test_integers_wrap_around_between_operations():
     low = jnp.array([-128, -127, 5, 127], jnp.int8)
     alike(lambda x: jnp.abs(x).astype(jnp.float32), low)

@@ -182,7 +182,8 @@ def largest(
     Args:
       x: the array.
       groups: the shape of a scale of it.
-      is_simple: whether axes are reduced in one operation each.
+      is_simple: whether axes are reduced in one operation each, where it is known that
+        they are whole.
 
     Returns:
       An array of that shape, >= 0.
@@ -190,7 +191,7 @@ def largest(
     for axis, (n, d) in enumerate(zip(x.shape, groups, strict=True)):
         if n != d and d == 1 and is_simple:
             x = jnp.max(jnp.where(jnp.isnan(x), 0, x), axis=axis, keepdims=True)
-        elif n != d and is_simple:
+        elif n != d and is_simple and _explicit_pieces(x, axis) == 1:
             x = _by_block(jnp.where(jnp.isnan(x), 0, x), axis, d)
             x = jnp.max(x, axis=axis + 1, initial=0)
         elif n != d:

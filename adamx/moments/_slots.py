@@ -1,6 +1,7 @@
 """One stored moment, leaf by leaf: its arrays, and the way in and out of them."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -100,12 +101,13 @@ def is_in_passes(own: Sequence[jax.Array]) -> bool:
 
 
 def _is_by_lines(groups: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether groups of one shape of a scale are whole rows, or of whole columns."""
-    *others, last = [d in (1, n) for d, n in zip(groups, shape, strict=True)]
-    if not others:
-        return last
-    *leading, is_whole = others
-    return all(leading) and last and (is_whole or groups[-1] == shape[-1])
+    """Whether groups of one shape of a scale are all of an array, rows or columns."""
+    if math.prod(groups) == 1:
+        return True
+    *leading, rows, columns = (1, *shape)
+    *own, height, width = (1, *groups)
+    is_row, is_column = (height, width) == (rows, 1), width == columns
+    return own == leading and (is_row or is_column)
 
 
 def at_turn(turn: jax.Array, own: list[jax.Array]) -> list[jax.Array]:

@@ -77,7 +77,7 @@ class Pass:
     def table(self) -> np.ndarray:
         """For the program: of each leaf its size, rows and columns; then the rows that
         share a number; then of each of its arrays and results which one it is, and the
-        bytes before it there.
+        bytes before it there: none, where two elements share a byte.
         """
         rows = []
         for region, reads, writes in zip(

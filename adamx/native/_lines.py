@@ -154,12 +154,18 @@ def _inputs(value: Any) -> Sequence[Operand]:
 
 
 def _cut_when_written(region: Region) -> set[Value]:
-    """Integers cut to a byte that are only written: writing them cuts them."""
+    """Integers cut to a byte that are only written: writing them cuts them.
+
+    Not what is reduced, which is not written; and a bool is not cut, but compared.
+    """
+    if region.reductions:
+        return set()
     read = {x for node in region.nodes for x in node.inputs if isinstance(x, Value)}
     return {
         value
         for value in region.outputs
         if operations.is_byte(value.dtype)
+        and value.dtype != "bool"
         and value not in read
         and value.node is not None
         and value.node.name == "convert_element_type"

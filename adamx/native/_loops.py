@@ -59,6 +59,8 @@ class Parts:
           kind: "array", "row", "column", or "span": by column, for so many rows.
         """
         kept = stored(value)
+        is_packed = operations.is_packed(value.dtype)
+        assert kind == "array" or not is_packed  # see `_regions`
         self.once.append(f"const {kept}* in{i} = (const {kept}*)in[{i}];")
         if kind == "row":
             self.by_row.append(reading(f"r{i}", value, f"in{i}[r]"))
@@ -71,7 +73,7 @@ class Parts:
             index = "i" if kind == "array" else f"{start} + c"
             self.lines.append(reading(f"a{i}", value, f"in{i}[{index}]"))
             return f"a{i}"
-        if operations.is_packed(value.dtype):
+        if is_packed:
             self.once.append(f"{operations.written_type(value.dtype)} n{i}[{BLOCK}];")
             self.by_block.append(f"unpack_{value.dtype}(n{i}, in{i}, first + from, n);")
             self.lines.append(reading(f"a{i}", value, f"n{i}[j]"))

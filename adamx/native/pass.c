@@ -209,7 +209,8 @@ static XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
 #endif
   }
   int64_t threads = threads_for(frame, chunks, total);
-  /* One block: it may outlive this call, in tasks that find nothing left to do. */
+  /* One block: it may outlive this call, in tasks that find nothing left to do. (Of the
+     size of the leaves' scales by column for each thread, where such are found.) */
   size_t bytes =
       sizeof(job_t) + leaves * sizeof(leaf_t) +
       (N_SCALARS + leaves * (N_IN + N_OUT)) * sizeof(void*);
