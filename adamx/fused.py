@@ -75,11 +75,12 @@ def fused(tx: GradientTransformation, *, kernel: str = "xla") -> Fused:
     program is compiled on first use, by the system's C compiler (`CC`, cc, gcc or
     clang), and kept in `ADAMX_CACHE` or else in adamx in the user's cache folder. Codes
     of `adamx.codecs` are read and written in the same pass, exact scales found in one
-    before it: 4 bits take a sixteenth of XLA's time. Complex leaves, codes with scales
-    for parts of a row (`layout="block"`, vectors), means by row (`adam_mini`), other
-    devices than CPUs and programs for several devices, outside `shard_map`, are left to
-    XLA; without a compiler everything is, with a warning. Products are rounded before
-    they are added, where XLA may round once: results differ in the last place.
+    before it (with `int4` a fourteenth of the time of XLA, which writes 4 bits one by
+    one: benchmarks/README.md). Complex leaves, codes with scales for parts of a row
+    (`layout="block"`, vectors), means by row (`adam_mini`), other devices than CPUs and
+    programs for several devices, outside `shard_map`, are left to XLA; without a
+    compiler everything is, with a warning. Products are rounded before they are added,
+    where XLA may round once: results differ in the last place.
 
     Args:
       tx: any transformation.
