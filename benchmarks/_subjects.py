@@ -19,8 +19,8 @@ def clipped(library: Any) -> Any:
     return optax.chain(library.clip_by_global_norm(1.0), library.adamw(1e-3))
 
 
-def int8_adamw(*args: Any, **kwargs: Any) -> Any:
-    codec = adamx.codecs.int8(*args, **kwargs)
+def coded_adamw(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    codec = make(*args, **kwargs)
     return adamx.adamw(1e-3, mu_dtype=codec, nu_dtype=codec)
 
 
@@ -58,7 +58,7 @@ SUBJECTS = {
     # Bytes as of 4: p read and written, g, and two codes of a byte read and written.
     "int8": Subject(
         "8-bit AdamW",
-        int8_adamw,
+        lambda: coded_adamw(adamx.codecs.int8),
         lambda: optax.adamw(1e-3),
         accesses=4,
         note=", float32",
@@ -73,7 +73,23 @@ SUBJECTS = {
     # As exact where rows are alike; what it gives up: see `adamx.codecs.int8`.
     "int8_nearest": Subject(
         "8-bit AdamW, columns, nearest",
-        lambda: int8_adamw("column", rounding="nearest"),
+        lambda: coded_adamw(adamx.codecs.int8, "column", rounding="nearest"),
+        lambda: optax.adamw(1e-3),
+        accesses=4,
+        note=", float32",
+        peer=True,
+    ),
+    "int4": Subject(
+        "4-bit AdamW",
+        lambda: coded_adamw(adamx.codecs.int4),
+        lambda: optax.adamw(1e-3),
+        accesses=3.5,
+        note=", float32",
+        peer=True,
+    ),
+    "fp8": Subject(
+        "AdamW in 8-bit floats",
+        lambda: coded_adamw(adamx.codecs.fp8),
         lambda: optax.adamw(1e-3),
         accesses=4,
         note=", float32",
