@@ -10,9 +10,12 @@ from adamx.native._regions import Region
 # Elements of a block: what is made before it is reduced, or in 32 bits before it is
 # written in 8, in the fastest cache. Loops that do one thing are vectorised.
 BLOCK = 512
-# So many elements ahead, a reduction asks for what it will read. A processor does so of
-# its own accord, but not beyond a page of memory.
+# So many elements ahead, a reduction asks for what it will read, block by block. A
+# processor does so of its own accord, but not beyond a page of memory.
 AHEAD = 8 * BLOCK
+# So many elements ahead, a loop that writes asks for what it will read, and as often.
+# (Many at a time, or further ahead, and it gains nothing.)
+SOON, OFTEN = 768, 64
 
 _ROW = [
     "for (int64_t r = begin; r < end; r++) {",
@@ -37,6 +40,7 @@ class Parts:
     by_block: list[str] = dataclasses.field(default_factory=list)
     lines: list[str] = dataclasses.field(default_factory=list)
     behind: list[str] = dataclasses.field(default_factory=list)
+    asks: list[str] = dataclasses.field(default_factory=list)
     spans: int = 0
 
     @property
@@ -44,11 +48,6 @@ class Parts:
         held = [*self.region.arrays, *self.region.results]
         is_wide = not any(operations.is_byte(value.dtype) for value in held)
         return bool(self.region.reductions) or not is_wide
-
-    @property
-    def asks_ahead(self) -> bool:
-        """Whether it reads only: a loop that also writes gains nothing by asking."""
-        return bool(self.region.reductions)
 
     def read(self, i: int, value: Value, kind: str) -> str:
         """Declares an array; the name of its element.
@@ -71,6 +70,9 @@ class Parts:
             self.by_row.append(self.first_of_span(start))
         if not self.is_blocked:
             index = "i" if kind == "array" else f"{start} + c"
+            if kind == "array":
+                begin = "first + from" if self.region.is_by_rows else "from"
+                self.asks.append(asking(f"in{i} + {begin} + {SOON}", OFTEN, kept, 3))
             self.lines.append(reading(f"a{i}", value, f"in{i}[{index}]"))
             return f"a{i}"
         if is_packed:
@@ -80,10 +82,8 @@ class Parts:
             return f"a{i}"
         self.by_block.append(f"const {kept}* x{i} = in{i} + {start} + from;")
         place = f"x{i}[j]"
-        if kind == "array" and self.asks_ahead:
-            line = f"__builtin_prefetch((const char*)(x{i} + {AHEAD}) + j, 0, 2);"
-            size = f"{BLOCK} * (int)sizeof({kept})"
-            self.by_block.append(f"for (int j = 0; j < {size}; j += 64) {line}")
+        if kind == "array" and self.region.reductions:
+            self.by_block.append(asking(f"x{i} + {AHEAD}", BLOCK, kept, 2))
         if kind == "array" and operations.is_byte(value.dtype):
             self.once.append(f"{operations.written_type(value.dtype)} n{i}[{BLOCK}];")
             self.by_block.append(f"for (int j = 0; j < n; j++) n{i}[j] = {place};")
@@ -125,10 +125,15 @@ class Parts:
         if not self.is_blocked:
             start, end = ("0", "cols") if is_by_rows else ("begin", "end")
             inner = [
+                f"for (int64_t from = {start}; from < {end}; from += {OFTEN}) {{",
+                f"const int64_t left = {end} - from;",
+                f"const int64_t stop = left < {OFTEN} ? {end} : from + {OFTEN};",
+                *self.asks,
                 "INDEPENDENT",
-                f"for (int64_t c = {start}; c < {end}; c++) {{",
+                "for (int64_t c = from; c < stop; c++) {",
                 f"const int64_t i = {'first + c' if is_by_rows else 'c'};",
                 *self.lines,
+                "}",
                 "}",
             ]
         else:
@@ -148,6 +153,12 @@ class Parts:
             ]
         row = _ROW if is_by_rows else ["{ const int64_t first = begin;"]
         return [*row, *before, *self.by_row, *inner, *after, "}"]
+
+
+def asking(place: str, n: int, kind: str, level: int) -> str:
+    """The line that asks for n elements of a C type, to be brought to a cache."""
+    line = f"__builtin_prefetch((const char*)({place}) + b, 0, {level});"
+    return f"for (int b = 0; b < {n} * (int)sizeof({kind}); b += 64) {line}"
 
 
 def stored(value: Value) -> str:
