@@ -70,17 +70,17 @@ def fused(tx: GradientTransformation, *, kernel: str = "xla") -> Fused:
 
     With `kernel="native"` all that is done to an element of a leaf, whatever stages do
     it, is one pass over memory in compiled C, clipping's sum of squares another. On a
-    CPU, AdamW takes about two thirds of the time that XLA's loops take, with clipping
-    three quarters, and trees of very many leaves compile several times as fast. A
-    program is compiled on first use, by the system's C compiler (`CC`, cc, gcc or
-    clang), and kept in `ADAMX_CACHE` or else in adamx in the user's cache folder. Codes
-    of `adamx.codecs` are read and written in the same pass, exact scales found in one
-    before it (with `int4` a fourteenth of the time of XLA, which writes 4 bits one by
-    one: benchmarks/README.md). Complex leaves, codes with scales for parts of a row
-    (`layout="block"`, vectors), means by row (`adam_mini`), other devices than CPUs and
-    programs for several devices, outside `shard_map`, are left to XLA; without a
-    compiler everything is, with a warning. Products are rounded before they are added,
-    where XLA may round once: results differ in the last place.
+    CPU, AdamW takes a half to two thirds of the time that XLA's loops take, with
+    clipping three fifths to three quarters, and trees of very many leaves compile
+    several times as fast. A program is compiled on first use, by the system's C
+    compiler (`CC`, cc, gcc or clang), and kept in `ADAMX_CACHE` or else in adamx in the
+    user's cache folder. Codes of `adamx.codecs` are read and written in the same pass,
+    exact scales found in one before it (with `int4` a fourteenth of the time of XLA,
+    which writes 4 bits one by one: benchmarks/README.md). Complex leaves, codes with
+    scales for parts of a row (`layout="block"`, vectors), means by row (`adam_mini`),
+    other devices than CPUs and programs for several devices, outside `shard_map`, are
+    left to XLA; without a compiler everything is, with a warning. Products are rounded
+    before they are added, where XLA may round once: results differ in the last place.
 
     Args:
       tx: any transformation.
