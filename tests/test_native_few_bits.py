@@ -162,6 +162,27 @@ def test_numbers_of_which_some_are_for_no_row():
         np.testing.assert_array_equal(a, b)
 
 
+def test_shapes_that_are_no_blocks_of_rows():
+    """Of vectors made matrices and of nothing; what is reduced is computed."""
+    x = jnp.arange(20.0)
+
+    def function(x: jax.Array) -> Any:
+        matrix = (x * 2).reshape(4, 5)
+        other = jnp.broadcast_to((x + 1)[:, None], (20, 3)).reshape(60)
+        nothing = jnp.broadcast_to(x[:0, None], (0, 3)).reshape(0, 3) * 2.0
+        twice = jnp.broadcast_to(x.reshape(4, 1, 5), (4, 2, 5)).reshape(8, 5)
+        none = jnp.broadcast_to(x[:0].reshape(0, 1, 5), (0, 2, 5)).reshape(0, 5)
+        return [
+            *(jnp.max(matrix, axis=0), jnp.max(matrix, axis=1), jnp.sum(matrix, 0)),
+            *(other * 3, jnp.max(other.reshape(6, 10), axis=0), nothing),
+            *(twice * 2, jnp.max((twice * 2).reshape(2, 4, 5), axis=1), none + 1),
+        ]
+
+    found = jax.jit(lambda x: in_passes(function, x))(x)
+    for a, b in zip(found, function(x), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_largest_number_below_zero_in_rows_that_were_filled_up():
     """What an array is filled up with is never the largest, or it is XLA's."""
     x = -1 - jnp.arange(35.0).reshape(7, 5)

@@ -36,6 +36,7 @@ class Region:
       arrays: what is read element by element.
       rows, columns: what is read by row and by column, those of the last two axes:
         arrays of the shape, but with length 1 along the last axis, or the last but one.
+      spreads: what is read by column, one number for so many rows: see `_spans`.
       scalars: what is read once.
       nodes: the operations on elements, in order.
       outputs: what is written; or the values that are reduced.

@@ -48,7 +48,9 @@ class Reduction(NamedTuple):
 def spread_of(value: Value) -> Spread | None:
     """The numbers that a value is spread from, or None."""
     node = value.node
-    if node is None or node.name not in ("slice", "reshape") or len(value.shape) < 2:
+    if node is None or node.name not in ("slice", "reshape"):
+        return None
+    if len(value.shape) < 2 or 0 in value.shape:
         return None
     nodes = [node]
     if node.name == "slice":
@@ -107,6 +109,8 @@ def _of_blocks(value: Value) -> Reduction | None:
     node = value.node
     if node is None or window_of(value) is not None or not _is_reshape(node):
         return None
+    if len(value.shape) < 3 or 0 in value.shape:
+        return None
     whole = node.inputs[0]
     *leading, blocks, span, columns = value.shape
     if not isinstance(whole, Value) or whole.shape != (
@@ -155,8 +159,5 @@ def _is_of_first_rows(node: Node) -> bool:
     shape, own = node.inputs[0].shape, node.outputs[0].shape
     is_from_start = not any(node.params["start_indices"])
     is_dense = all(n == 1 for n in node.params["strides"] or ())
-    return (
-        is_from_start
-        and is_dense
-        and (*shape[:-2], *shape[-1:]) == (*own[:-2], *own[-1:])
-    )
+    is_rest_whole = shape[:-2] == own[:-2] and shape[-1] == own[-1]
+    return is_from_start and is_dense and is_rest_whole
