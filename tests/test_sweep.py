@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import adamx
-from adamx.diagnostics import _curves, _sweep, _sweep_run
+from adamx.diagnostics import _curves, _sweep, _sweep_run, _threads
 from tests.helpers import enable_x64, some
 
 STEPS = 40
@@ -540,21 +540,21 @@ def test_on_a_cpu_only_so_many_rates_at_a_time_as_stay_in_its_cache(monkeypatch)
         (99 * each, 64, 32, 1),
     ):
         monkeypatch.setattr(_sweep_run, "_CACHE", int(size))
-        monkeypatch.setattr(_sweep_run, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(_threads, "cores", lambda cores=cores: cores)
         assert _sweep_run.width_in_cache(search, most) == width
 
 
 def test_each_core_has_a_thread(monkeypatch):
     """Of two items, each waits for the other one; behind an error none is begun."""
-    monkeypatch.setattr(_sweep_run, "cores", lambda: 2)
+    monkeypatch.setattr(_threads, "cores", lambda: 2)
     both = threading.Barrier(2, timeout=60)
 
     def wait(item):
         both.wait()
         return -item
 
-    assert _sweep_run.in_threads(wait, [1, 2]) == [-1, -2]
-    assert _sweep_run.in_threads(lambda x: x, []) == []
+    assert _threads.in_threads(wait, [1, 2]) == [-1, -2]
+    assert _threads.in_threads(lambda x: x, []) == []
     begun = []
 
     def fail(item):
@@ -564,7 +564,7 @@ def test_each_core_has_a_thread(monkeypatch):
         time.sleep(0.05)
 
     with pytest.raises(ValueError, match="item 0"):
-        _sweep_run.in_threads(fail, range(50))
+        _threads.in_threads(fail, range(50))
     assert len(begun) < 50
 
 
@@ -585,7 +585,7 @@ def test_a_sweep_keeps_the_settings_that_hold_around_it():
 
 
 def test_prints_of_chunks_are_in_order(monkeypatch):
-    monkeypatch.setattr(_sweep_run, "cores", lambda: 2)
+    monkeypatch.setattr(_threads, "cores", lambda: 2)
     heard = []
 
     def loss(p, batch):
@@ -614,7 +614,7 @@ def test_chunks_side_by_side_have_the_curves_of_all_at_once(
     sweep, compilations, monkeypatch
 ):
     monkeypatch.setattr(_sweep_run, "_CACHE", 2000)
-    monkeypatch.setattr(_sweep_run, "cores", lambda: 2)
+    monkeypatch.setattr(_threads, "cores", lambda: 2)
     params, batches = problem()
     train = _sweep.Trainer(
         _sweep_run.checked(loss_fn, params, batches, adamx.adamw),

@@ -15,7 +15,7 @@ import numpy as np
 
 from adamx import _checks
 from adamx._types import GradientTransformation, PyTree
-from adamx.diagnostics import _curves, _sweep_plot, _sweep_run
+from adamx.diagnostics import _curves, _sweep_plot, _sweep_run, _threads
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -328,7 +328,7 @@ class Trainer:
 
         if self._has_effects:  # prints in their order
             return list(map(losses, given))
-        return _sweep_run.in_threads(losses, given)
+        return _threads.in_threads(losses, given)
 
     def _padded(self, part: np.ndarray) -> Any:
         padded = np.pad(part, (0, self.width - len(part)), mode="edge")

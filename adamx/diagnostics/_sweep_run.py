@@ -6,10 +6,8 @@ The loop over the steps is outside, the map over the rates inside: one program f
 rates. Where a bar is to move, a second program goes on from where the first ended.
 """
 
-import concurrent.futures
 import contextlib
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from adamx import _checks, _steps, _tree
 from adamx._types import PyTree, at_least_single, dtype_of, promote, real_dtype
 from adamx.compose._behaviour import follow
+from adamx.diagnostics import _threads
 
 LossFn = Callable[[Any, Any], jax.Array]
 MakeTx = Callable[[Any], optax.GradientTransformation]
@@ -276,41 +275,18 @@ def programs(
     return Programs(jax.jit(start), jax.jit(go_on, donate_argnums=(0, 1)), first, block)
 
 
-def cores() -> int:
-    """How many of the machine's cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """The results for each item, found by as many threads as there are cores.
-
-    What one thread calls, JAX runs on a CPU one after another, on however many cores
-    each operation fills; what several call, side by side.
-    """
-    if len(items) < 2:
-        return [function(item) for item in items]
-    pool = concurrent.futures.ThreadPoolExecutor(min(len(items), cores()))
-    try:
-        return list(pool.map(function, items))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def width_in_cache(search: Search, most: int) -> int:
     """How many of so many rates a core trains at a time: as many as stay in its cache.
 
     A step reads and writes parameters, gradients and state of all of them; where they
     leave the cache between two steps, it takes longer than one rate after another does.
-    No more than leave each core parts of its own. Of the widths down to half of that,
-    the one that pads least.
+    Each core has parts of its own. Of the widths down to half, the one that pads least.
     """
     rate = jax.ShapeDtypeStruct((), search.dtype)
     held = jax.eval_shape(lambda r, p: initial(search, r, p), rate, search.params)
     leaves = jax.tree.leaves((held, held[0]))  # the gradients are as large
     size = sum(x.size * getattr(x.dtype, "itemsize", 0) for x in leaves)
-    fit = min(max(1, _CACHE // max(1, size)), -(-most // (_PARTS * cores())))
+    fit = min(max(1, _CACHE // max(1, size)), -(-most // (_PARTS * _threads.cores())))
     return min(range(fit, fit // 2, -1), key=lambda width: -(-most // width) * width)
 
 

@@ -393,27 +393,3 @@ _WRITERS: dict[str, Writer] = {
 
 # Operations whose result is an element that there was, or a rounded one.
 _MOVES = ("convert_element_type", "select_n", "copy", "copy_p", "broadcast_in_dim")
-
-_LARGER = "((x) > (a) || (x) != (x)) ? (x) : (a)"
-# Where no NaN is looked for: one that is met is passed over.
-LARGER_NUMBER = "((x) > (a)) ? (x) : (a)"
-# A reduction of elements: (type of the accumulator, its first value, one step).
-_REDUCTIONS = {
-    ("reduce_sum", "float32"): ("double", "0", "(a) + (x)"),
-    ("reduce_sum", "float64"): ("double", "0", "(a) + (x)"),
-    ("reduce_sum", "int32"): ("uint32_t", "0", "(a) + (uint32_t)(x)"),
-    ("reduce_max", "float32"): ("float", "-INFINITY", _LARGER),
-    ("reduce_max", "float64"): ("double", "-INFINITY", _LARGER),
-    ("reduce_and", "bool"): ("int32_t", "1", "(a) & (x)"),
-    ("reduce_or", "bool"): ("int32_t", "0", "(a) | (x)"),
-}
-
-
-def is_reduction(primitive: str, dtype: str) -> bool:
-    """Whether elements of a dtype are reduced here."""
-    return (primitive, dtype) in _REDUCTIONS
-
-
-def reduction(primitive: str, dtype: str) -> tuple[str, str, str]:
-    """Type of an accumulator, its first value, and its next one from `a` and `x`."""
-    return _REDUCTIONS[primitive, dtype]

@@ -24,7 +24,8 @@ from adamx.native._graph import (
     Value,
     is_single,
 )
-from adamx.native._spans import reduction_of, spread_of
+from adamx.native._reductions import is_reduction, reduction_of
+from adamx.native._spans import spread_of
 from adamx.native._windows import Join, base_of, joins_of, window_of
 
 
@@ -334,7 +335,7 @@ def _reduced(node: Node) -> Region | None:
     found = reduction_of(node)
     if found is None or 0 in found.value.shape:
         return None
-    if not _operations.is_reduction(node.name, found.value.dtype):
+    if not is_reduction(node.name, found.value.dtype):
         return None
     region = _cone([found.value])
     return region and dataclasses.replace(region, reductions=[node])

@@ -7,8 +7,8 @@ from adamx.native import _operations as operations
 from adamx.native._graph import Node, Number, Operand, Value
 from adamx.native._lines import is_made_by
 from adamx.native._loops import BLOCK, Parts, stored
+from adamx.native._reductions import LARGER_NUMBER, reduction, reduction_of
 from adamx.native._regions import Region
-from adamx.native._spans import reduction_of
 
 # Independent sums, for the compiler to keep in one vector.
 _LANES = 32
@@ -20,10 +20,10 @@ def reduces(region: Region, names: dict[Value, str], parts: Parts) -> list[str]:
     for i, (node, value) in enumerate(
         zip(region.reductions, region.outputs, strict=True)
     ):
-        kind, start, step = operations.reduction(node.name, value.dtype)
+        kind, start, step = reduction(node.name, value.dtype)
         size = _size_or_zero(node, value)
         if size is not None:
-            value, start, step = size, "0", operations.LARGER_NUMBER
+            value, start, step = size, "0", LARGER_NUMBER
         sums.append(_Sum(i, node, value, kind, start, step))
     by_kind = {k: [s for s in sums if s.kind == k] for k in ("single", "row", "column")}
     stepwise = [*by_kind["single"], *by_kind["row"]]
